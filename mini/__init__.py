@@ -1,0 +1,1 @@
+"""Small models of the real classes, for tests and for `make demo`."""

@@ -1,0 +1,1 @@
+"""What the scripts, the notebooks and the metric share; see README, "Where things are"."""

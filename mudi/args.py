@@ -1,0 +1,452 @@
+"""The flags that both training scripts have, and the checks that need no model.
+
+Knows no torch: a mistyped flag is told before anything heavy is imported or loaded.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mudi.checkpoints import resolve_resume
+
+TRACKERS = ("tensorboard", "wandb")
+PRIOR_POINTER = (
+    "training does not sample class pictures; make them once with "
+    'generate_prior.py --gen_class a="<class>" b="<class>" --out_dir DIR, '
+    "then pass --class_data_dir DIR"
+)
+NO_DATASETS = (
+    "data sets from the hub carry no masks, which Seg-Mix needs; "
+    "put photos and masks into a folder with a metadata.jsonl and pass --instance_data_dir"
+)
+
+
+class BooleanFlag(argparse.BooleanOptionalAction):
+    """--flag and --no-flag, and also `--flag True` and `--flag False` as older commands write."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+        super().__init__(option_strings, dest, **kwargs)
+        self.nargs = "?"
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        words = {None: True, "true": True, "1": True, "false": False, "0": False}
+        word = values.lower() if isinstance(values, str) else None
+        if word not in words:
+            parser.error(f"{option_string} takes True or False, got {values!r}")
+        negated = (option_string or "").startswith("--no-")
+        setattr(namespace, self.dest, words[word] != negated)
+
+
+class RefusedFlag(argparse.Action):
+    """A flag of the original that is an error here; its `const` says why and what to use."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.refused = [*namespace.refused, f"{self.option_strings[0]}: {self.const}"]
+
+
+def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """Return a parser with all shared flags; `defaults` are the script's own."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(refused=[])
+    _add_model_flags(parser)
+    _add_data_flags(parser)
+    _add_segmix_flags(parser)
+    _add_loss_flags(parser)
+    _add_training_flags(parser)
+    _add_optimizer_flags(parser)
+    _add_output_flags(parser)
+    _add_refused_flags(parser)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--pretrained_model_name_or_path", help="base model: folder or hub id")
+    group.add_argument("--revision", help="git revision of the base model on the hub")
+    group.add_argument("--variant", help='weight files to load, e.g. "fp16"')
+    group.add_argument("--cache_dir", help="where downloads from the hub are kept")
+    group.add_argument("--rank", type=int, default=4, help="rank of the LoRA; alpha is the same")
+    group.add_argument(
+        "--train_text_encoder", action="store_true", help="adapt the text encoder(s) as well"
+    )
+    group.add_argument(
+        "--enable_xformers_memory_efficient_attention",
+        action="store_true",
+        help="attention by xformers instead of PyTorch's own",
+    )
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--instance_data_dir", help="folder with metadata.jsonl, photos and masks of the subjects"
+    )
+    group.add_argument(
+        "--caption_column", default="text", help="key of the captions in the metadata's lines"
+    )
+    group.add_argument("--class_data_dir", help="folder with class_metadata.jsonl (the prior set)")
+    group.add_argument("--resolution", type=int, help="side of the training images (px)")
+    group.add_argument(
+        "--center_crop", action="store_true", help="crop photos in the middle, not at random"
+    )
+    group.add_argument(
+        "--random_flip",
+        action="store_true",
+        help="mirror photos with their masks, and every cut-out of a collage by its own coin",
+    )
+    group.add_argument("--repeats", type=int, default=1, help="times an epoch shows each photo")
+    group.add_argument(
+        "--dataloader_num_workers", type=int, default=0, help="processes that prepare samples"
+    )
+
+
+def _add_segmix_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Seg-Mix")
+    group.add_argument(
+        "--segmix_prob",
+        type=float,
+        default=0.3,
+        help="probability that a photo becomes a collage (the published runs' value); 0: off",
+    )
+    group.add_argument(
+        "--segmix_start_step", type=int, default=0, help="first optimizer step with collages"
+    )
+    group.add_argument("--segmix_num_subjects", type=int, default=2, help="subjects a collage")
+    group.add_argument(
+        "--relative_scale",
+        type=float,
+        default=0.0,
+        help="fixed sizes of two subjects, as fractions of the largest that fits: "
+        "r > 0 gives (1, r), r < 0 gives (|r|, 1), in the metadata's order; 0: random",
+    )
+    group.add_argument(
+        "--subject_scales",
+        nargs="+",
+        metavar="ID=SCALE",
+        help="fixed size of every subject, as a fraction in (0, 1] of the largest that fits",
+    )
+    group.add_argument(
+        "--soft_alpha",
+        type=float,
+        default=1.0,
+        help="weight of a collage's background in the loss, 0 (subjects only) to 1 (no masking)",
+    )
+
+
+def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("loss")
+    group.add_argument(
+        "--with_prior_preservation",
+        action="store_true",
+        help="train half of every step on class pictures",
+    )
+    group.add_argument(
+        "--prior_loss_weight", type=float, default=1.0, help="weight of the class pictures' loss"
+    )
+    group.add_argument(
+        "--num_class_images", type=int, default=100, help="class pictures used, over all classes"
+    )
+
+
+def _add_training_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--seed", type=int, help="seed of everything random; unset: a new one")
+    group.add_argument("--train_batch_size", type=int, default=4, help="photos a process and pass")
+    group.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1, help="passes an optimizer step"
+    )
+    group.add_argument("--num_train_epochs", type=int, default=1, help="times over all photos")
+    group.add_argument(
+        "--max_train_steps", type=int, help="optimizer steps; set, it overrides the epochs"
+    )
+    group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="less memory for about a third more time",
+    )
+    group.add_argument(
+        "--mixed_precision",
+        choices=("no", "fp16", "bf16"),
+        help="unset: what accelerate was told, else the script's own on a GPU and no on a CPU",
+    )
+    group.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products (Ampere on)")
+    group.add_argument("--local_rank", type=int, default=-1, help="set by older launchers")
+
+
+def _add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--optimizer", default="AdamW", help="AdamW or prodigy")
+    group.add_argument("--use_8bit_adam", action="store_true", help="AdamW's states in 8 bits")
+    group.add_argument("--learning_rate", type=float, default=1e-4, help="of the denoiser's LoRA")
+    group.add_argument(
+        "--text_encoder_lr", type=float, default=5e-6, help="learning rate of the text encoders"
+    )
+    group.add_argument(
+        "--scale_lr",
+        action="store_true",
+        help="multiply the rates by accumulation, batch size and number of processes",
+    )
+    group.add_argument(
+        "--lr_scheduler",
+        default="constant",
+        help="linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup",
+    )
+    group.add_argument("--lr_warmup_steps", type=int, default=500, help="optimizer steps")
+    group.add_argument("--lr_num_cycles", type=int, default=1, help="of cosine_with_restarts")
+    group.add_argument("--lr_power", type=float, default=1.0, help="of polynomial")
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="of AdamW and prodigy")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="of AdamW and prodigy")
+    group.add_argument("--adam_weight_decay", type=float, default=1e-4, help="of the LoRA")
+    group.add_argument(
+        "--adam_weight_decay_text_encoder", type=float, default=1e-3, help="of the text encoders"
+    )
+    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="of AdamW and prodigy")
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to")
+    group.add_argument("--prodigy_beta3", type=float, help="unset: the root of beta2")
+    for name in ("decouple", "use_bias_correction", "safeguard_warmup"):
+        group.add_argument(f"--prodigy_{name}", action=BooleanFlag, default=True, help="of prodigy")
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", help="where everything is written")
+    group.add_argument("--save_steps", type=int, default=500, help="steps between LoRA files")
+    group.add_argument(
+        "--checkpointing_steps", type=int, default=500, help="steps between resumable states"
+    )
+    group.add_argument(
+        "--checkpoints_total_limit", type=int, help="resumable states kept; unset: all"
+    )
+    group.add_argument(
+        "--resume_from_checkpoint", metavar="PATH|latest", help="a checkpoint-<step> folder"
+    )
+    group.add_argument("--validation_prompt", help="prompt of the images made while training")
+    group.add_argument("--num_validation_images", type=int, default=4, help="images each time")
+    group.add_argument("--validation_epochs", type=int, default=50, help="epochs between images")
+    group.add_argument(
+        "--num_validation_inference_steps", type=int, default=25, help="sampler steps an image"
+    )
+    group.add_argument(
+        "--report_to", default="tensorboard", help="tensorboard, wandb, all, none, or a,b"
+    )
+    group.add_argument("--logging_dir", default="logs", help="tracker files, inside --output_dir")
+    group.add_argument("--wandb_name", help="name of the run in Weights & Biases")
+    group.add_argument("--push_to_hub", action="store_true", help="upload the result at the end")
+    group.add_argument("--hub_token", help="token to upload with; unset: the one logged in with")
+    group.add_argument("--hub_model_id", help="repository; unset: the name of --output_dir")
+
+
+def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("refused, with what to use instead")
+    refused: list[tuple[str, type, Any, str]] = [
+        ("--dataset_name", str, None, NO_DATASETS),
+        ("--dataset_config_name", str, None, NO_DATASETS),
+        ("--prior_generation_precision", str, None, PRIOR_POINTER),
+        ("--sample_batch_size", int, 4, PRIOR_POINTER),
+    ]
+    for flag, kind, default, why in refused:
+        group.add_argument(
+            flag, type=kind, default=default, action=RefusedFlag, const=why, help="refused"
+        )
+    group.add_argument(
+        "--image_column", default="image", help="only its default; a line's photo is its file_name"
+    )
+
+
+def check_args(args: argparse.Namespace, multiple_of: int = 8) -> list[str]:
+    """Return everything that is wrong with the shared flags, one line each.
+
+    Args:
+        multiple_of: what the resolution must be divisible by (px).
+    """
+    return [
+        *args.refused,
+        *_number_complaints(args),
+        *_model_complaints(args),
+        *_data_complaints(args, multiple_of),
+        *_optimizer_complaints(args),
+        *_output_complaints(args),
+    ]
+
+
+def _number_complaints(args: argparse.Namespace) -> list[str]:
+    at_least_one = (
+        "rank repeats train_batch_size gradient_accumulation_steps num_train_epochs "
+        "max_train_steps save_steps checkpointing_steps checkpoints_total_limit "
+        "num_validation_images validation_epochs num_validation_inference_steps num_class_images "
+        "lr_num_cycles"
+    ).split()
+    at_least_zero = (
+        "seed segmix_start_step dataloader_num_workers lr_warmup_steps prior_loss_weight "
+        "adam_weight_decay adam_weight_decay_text_encoder"
+    ).split()
+    above_zero = "learning_rate text_encoder_lr adam_epsilon max_grad_norm lr_power".split()
+    ranges = {"segmix_prob": (0, 1), "soft_alpha": (0, 1), "relative_scale": (-1, 1)}
+
+    def value(name: str) -> Any:
+        return getattr(args, name)
+
+    found = [f"--{n} {value(n)}: must be 1 or more" for n in at_least_one if _below(value(n), 1)]
+    found += [f"--{n} {value(n)}: must be 0 or more" for n in at_least_zero if _below(value(n), 0)]
+    found += [f"--{n} {value(n)}: must be above 0" for n in above_zero if not value(n) > 0]
+    for name, (low, high) in ranges.items():
+        if not low <= value(name) <= high:
+            found.append(f"--{name} {value(name)}: must be between {low} and {high}")
+    for name in ("adam_beta1", "adam_beta2", "prodigy_beta3"):
+        if value(name) is not None and not 0 <= value(name) < 1:
+            found.append(f"--{name} {value(name)}: must be 0 or more and below 1")
+    if args.segmix_num_subjects < 2:
+        found.append(f"--segmix_num_subjects {args.segmix_num_subjects}: must be 2 or more")
+    return found
+
+
+def _below(value: float | None, bound: float) -> bool:
+    return value is not None and not value >= bound
+
+
+def _model_complaints(args: argparse.Namespace) -> list[str]:
+    if not args.pretrained_model_name_or_path:
+        return ["--pretrained_model_name_or_path is missing: a base model's folder or hub id"]
+    return model_folder_complaints(
+        "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "model_index.json"
+    )
+
+
+def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
+    """Complain about a local path that is no model folder; a hub id is left to the hub.
+
+    Args:
+        index: the file that makes a folder a model's.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if (path / index).is_file():
+            return []
+        return [f"{flag} {name}: the folder has no {index}, so it holds no diffusers model"]
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    if path.exists() or looks_local:
+        return [f"{flag} {name}: no such folder (nor a hub id, which is <owner>/<name>)"]
+    return []
+
+
+def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
+    found = []
+    if not args.instance_data_dir and not args.refused:
+        found.append("--instance_data_dir is missing: a folder with metadata.jsonl")
+    if args.image_column != "image":
+        found.append(f"--image_column {args.image_column}: {NO_DATASETS}")
+    if args.resolution < multiple_of or args.resolution % multiple_of:
+        found.append(f"--resolution {args.resolution}: must be a multiple of {multiple_of}")
+    if args.with_prior_preservation and not args.class_data_dir:
+        found.append(f"--with_prior_preservation needs --class_data_dir: {PRIOR_POINTER}")
+    if args.relative_scale and args.subject_scales:
+        found.append("--relative_scale and --subject_scales say the same thing: give one")
+    return found
+
+
+def _optimizer_complaints(args: argparse.Namespace) -> list[str]:
+    found = []
+    optimizer = args.optimizer.lower()
+    if optimizer not in ("adamw", "prodigy"):
+        found.append(f"--optimizer {args.optimizer}: AdamW and prodigy are known")
+    if optimizer == "prodigy" and find_spec("prodigyopt") is None:
+        found.append('--optimizer prodigy: not installed; pip install -e ".[prodigy]"')
+    if optimizer == "prodigy" and args.use_8bit_adam:
+        found.append("--use_8bit_adam goes with --optimizer AdamW only")
+    if args.use_8bit_adam and find_spec("bitsandbytes") is None:
+        found.append('--use_8bit_adam: not installed; pip install -e ".[8bit]"')
+    xformers = args.enable_xformers_memory_efficient_attention
+    if xformers and find_spec("xformers") is None:
+        found.append(
+            "--enable_xformers_memory_efficient_attention: xformers is not installed; "
+            "PyTorch's own attention, the default, is as lean"
+        )
+    schedulers = (
+        "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
+    )
+    if args.lr_scheduler not in schedulers:
+        found.append(f"--lr_scheduler {args.lr_scheduler}: known are {', '.join(schedulers)}")
+    return found
+
+
+def _output_complaints(args: argparse.Namespace) -> list[str]:
+    found = []
+    for tracker in trackers(args.report_to):
+        if tracker not in TRACKERS:
+            known = ", ".join((*TRACKERS, "all", "none"))
+            found.append(f"--report_to {tracker}: unknown; there are {known}")
+        elif find_spec(tracker) is None:
+            found.append(f"--report_to {tracker}: not installed; pip install {tracker}")
+    if not args.output_dir:
+        found.append("--output_dir is missing")
+    elif Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        found.append(f"--output_dir {args.output_dir}: is a file")
+    elif args.resume_from_checkpoint:
+        try:
+            resolve_resume(Path(args.output_dir), args.resume_from_checkpoint)
+        except ValueError as error:
+            found.append(f"--resume_from_checkpoint: {error}")
+    return found
+
+
+def trackers(report_to: str) -> list[str]:
+    """Split --report_to into tracker names."""
+    if report_to == "none":
+        return []
+    return list(TRACKERS) if report_to == "all" else report_to.split(",")
+
+
+def subject_scales(args: argparse.Namespace, names: dict[str, str]) -> dict[str, float] | None:
+    """Return the fixed scale of every subject id, or None where scales are drawn.
+
+    Raises:
+        ValueError: the flags do not fit the subjects.
+    """
+    if args.relative_scale:
+        if len(names) != 2:
+            raise ValueError(
+                f"--relative_scale is for two subjects, the metadata has {len(names)}; "
+                "use --subject_scales"
+            )
+        r = args.relative_scale
+        return dict(zip(names, (1.0, r) if r > 0 else (abs(r), 1.0), strict=True))
+    if not args.subject_scales:
+        return None
+    pairs = [text.partition("=")[::2] for text in args.subject_scales]
+    try:
+        scales = {subject: float(value) for subject, value in pairs}
+    except ValueError as error:
+        raise ValueError(f"--subject_scales takes ID=NUMBER: {error}") from error
+    if set(scales) != set(names) or not all(0 < c <= 1 for c in scales.values()):
+        raise ValueError(
+            f"--subject_scales must give a number in (0, 1] for each of {', '.join(names)}"
+        )
+    return scales
+
+
+def resolve_mixed_precision(
+    flag: str | None, on_gpu: str, has_gpu: bool, accelerate_config: Path | None
+) -> str | None:
+    """Return the precision to hand to `Accelerator`; None leaves it to accelerate.
+
+    `accelerate launch` sets ACCELERATE_MIXED_PRECISION=no by itself when nothing is configured,
+    so that value says something only where a saved `accelerate config` file exists.
+
+    Args:
+        flag: --mixed_precision.
+        on_gpu: the script's own default on a GPU.
+        accelerate_config: the saved configuration file, existing or not.
+    """
+    if flag is not None:
+        return flag
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if told != "no" or (accelerate_config is not None and accelerate_config.is_file()):
+        return None
+    return on_gpu if has_gpu else "no"

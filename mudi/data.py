@@ -1,0 +1,302 @@
+"""Subjects -> training samples. Knows no command line, no model and no optimizer.
+
+What a sample is depends on its `Draw` alone: the photo, the optimizer step and a seed of its own.
+Draws come from `DrawSchedule`, a function of the position in the run, so worker processes,
+prefetching, several processes and a resumed run all see the same samples.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import permutations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from cachetools import LRUCache, cachedmethod
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mudi import segmix
+from mudi.images import load_mask, load_rgb
+from mudi.metadata import Photo, Subjects
+from mudi.segmix import Cutout, SegMixStyle
+
+CACHE_BYTES = 1 << 30  # decoded photos kept per process; ten photos at 1024 px need 80 MB
+PRIOR_SUBJECTS = 2  # a prior collage shows two class images, however many the subjects' show
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How photos become samples.
+
+    Attributes:
+        resolution: side of a sample (px).
+        style: the backbone's Seg-Mix values.
+        segmix_prob: probability of a collage.
+        segmix_start_step: first optimizer step with collages.
+        num_subjects: subjects a collage.
+        scales: fixed fraction of the largest scale by subject id; None draws it each time.
+        center_crop: crop photos in the middle instead of at random.
+        random_flip: mirror every other photo; in a collage every cut-out by its own coin.
+    """
+
+    resolution: int
+    style: SegMixStyle
+    segmix_prob: float = 0.3
+    segmix_start_step: int = 0
+    num_subjects: int = 2
+    scales: dict[str, float] | None = None
+    center_crop: bool = False
+    random_flip: bool = False
+
+
+class Draw(NamedTuple):
+    """Everything that decides a sample: index into the photos, optimizer step, seed."""
+
+    photo: int
+    step: int
+    seed: str
+
+
+class Conditioning(NamedTuple):
+    """Sizes of a sample before the crop, all in pixels (SDXL's micro-conditioning)."""
+
+    original_height: int
+    original_width: int
+    crop_top: int
+    crop_left: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """pixels (S, S, 3) uint8; mask (S, S) bool, True everywhere in an unmixed photo."""
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    prompt: str
+    conditioning: Conditioning
+    mixed: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one micro-step; with a prior set the subjects' half comes first.
+
+    Attributes:
+        pixels: (B, S, S, 3) uint8.
+        mask: (B, 1, S, S) bool.
+        conditioning: (B, 4) int64; see `Conditioning`.
+        prompts: B texts.
+        mixed: B flags.
+        num_subjects: how many of the B samples show subjects; the rest are the prior's.
+    """
+
+    pixels: Tensor
+    mask: Tensor
+    conditioning: Tensor
+    prompts: list[str]
+    mixed: list[bool]
+    num_subjects: int
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in _TENSORS}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, **{k: getattr(self, k).pin_memory() for k in _TENSORS})
+
+
+_TENSORS = ("pixels", "mask", "conditioning")
+
+
+class SegMixDataset(Dataset):
+    """Maps a `Draw` to its samples: the subject's, then, with a prior set, the prior's."""
+
+    def __init__(self, subjects: Subjects, options: SampleOptions, prior: Subjects | None = None):
+        self.subjects = subjects
+        self.options = options
+        self.prior = prior
+        self._by_subject = {s: subjects.photos_of(s) for s in subjects.names}
+        self._prior_names = prior.names if prior else {}
+        self._prior_by_subject = {s: prior.photos_of(s) for s in prior.names} if prior else {}
+        self._photos: LRUCache = LRUCache(CACHE_BYTES // 2, getsizeof=_photo_bytes)
+        self._cutouts: LRUCache = LRUCache(CACHE_BYTES // 2, getsizeof=_cutout_bytes)
+
+    def __getitem__(self, draw: Draw) -> list[Sample]:
+        rng = random.Random(draw.seed)
+        photo = self.subjects.photos[draw.photo]
+        mixed = rng.random() < self.options.segmix_prob
+        mixed = mixed and draw.step >= self.options.segmix_start_step
+        samples = [self._mix(photo, rng) if mixed else self._single(photo, rng)]
+        if self.prior:
+            prior_photo = rng.choice(self._prior_by_subject[photo.subject])
+            mix_or_single = self._mix_prior if mixed else self._single
+            samples.append(mix_or_single(prior_photo, rng))
+        return samples
+
+    def prompts(self) -> list[str]:
+        """Return every prompt that a draw can have, each once, in a fixed order."""
+        opt = self.options
+        found = [photo.caption for photo in self.subjects.photos]
+        mixing = opt.segmix_prob > 0
+        if mixing:
+            found += _collage_prompts(self.subjects.names, opt.num_subjects, opt.style)
+        if self.prior:
+            found += [photo.caption for photo in self.prior.photos]
+        if self.prior and mixing:
+            names = self._prior_names
+            same = {f"{key} again": name for key, name in names.items()} if len(names) == 1 else {}
+            found += _collage_prompts({**names, **same}, PRIOR_SUBJECTS, opt.style)
+        return list(dict.fromkeys(found))
+
+    def _single(self, photo: Photo, rng: random.Random) -> Sample:
+        size = self.options.resolution
+        image, (height, width) = self._photo(photo.image)
+        if self.options.random_flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        room_x, room_y = image.width - size, image.height - size
+        if self.options.center_crop:
+            left, top = room_x // 2, room_y // 2
+        else:
+            left, top = rng.randint(0, room_x), rng.randint(0, room_y)
+        pixels = np.array(image.crop((left, top, left + size, top + size)))
+        everywhere = np.ones((size, size), dtype=bool)
+        conditioning = Conditioning(height, width, top, left)
+        return Sample(pixels, everywhere, photo.caption, conditioning, mixed=False)
+
+    def _mix(self, photo: Photo, rng: random.Random) -> Sample:
+        others = [s for s in self.subjects.names if s != photo.subject]
+        added = rng.sample(others, self.options.num_subjects - 1)
+        photos = [photo, *(rng.choice(self._by_subject[s]) for s in added)]
+        scales = self.options.scales
+        fractions = [scales[p.subject] for p in photos] if scales else None
+        return self._collage(photos, self.subjects.names, rng, fractions)
+
+    def _mix_prior(self, photo: Photo, rng: random.Random) -> Sample:
+        others = [s for s in self._prior_by_subject if s != photo.subject] or [photo.subject]
+        photos = [photo, rng.choice(self._prior_by_subject[rng.choice(others)])]
+        return self._collage(photos, self._prior_names, rng, None, shared_top=True)
+
+    def _collage(
+        self,
+        photos: list[Photo],
+        names: dict[str, str],
+        rng: random.Random,
+        scales: list[float] | None,
+        shared_top: bool = False,
+    ) -> Sample:
+        opt = self.options
+        cutouts = [self._cutout(photo.image, photo.mask) for photo in photos]
+        if opt.random_flip:
+            cutouts = [segmix.flip(c) if rng.random() < 0.5 else c for c in cutouts]
+        collage = segmix.compose(cutouts, opt.resolution, opt.style, rng, scales, shared_top)
+        prompt = segmix.collage_prompt(
+            opt.style, [names[photo.subject] for photo in photos], collage.background
+        )
+        conditioning = Conditioning(opt.resolution, opt.resolution, 0, 0)
+        return Sample(np.array(collage.image), collage.mask, prompt, conditioning, mixed=True)
+
+    @cachedmethod(lambda self: self._photos)
+    def _photo(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:
+        """Return the photo with its shorter side at the resolution, and its (height, width)."""
+        image = load_rgb(path)
+        scale = self.options.resolution / min(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        return image.resize(size, Image.Resampling.LANCZOS), (image.height, image.width)
+
+    @cachedmethod(lambda self: self._cutouts)
+    def _cutout(self, image: Path, mask: Path) -> Cutout:
+        cutout = segmix.cut_out(load_rgb(image), load_mask(mask))
+        return segmix.reduce_to_canvas(cutout, self.options.resolution, self.options.style)
+
+
+@dataclass(frozen=True)
+class DrawSchedule:
+    """Yields the draws of each micro-step of one process, from first_step up to last_step.
+
+    All draws of a run stand in one row: photos shuffled anew each epoch, epochs one after the
+    other. Micro-step m of process p of P takes the batch_size draws from (m*P + p) * batch_size.
+
+    Attributes:
+        num_photos: photos of the data set.
+        repeats: how often an epoch shows each photo.
+        accumulation: micro-steps an optimizer step.
+    """
+
+    num_photos: int
+    seed: int
+    batch_size: int
+    first_step: int
+    last_step: int
+    accumulation: int = 1
+    repeats: int = 1
+    process: int = 0
+    num_processes: int = 1
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for micro in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
+            start = (micro * self.num_processes + self.process) * self.batch_size
+            step = micro // self.accumulation
+            yield [self._draw(position, step) for position in range(start, start + self.batch_size)]
+
+    def _draw(self, position: int, step: int) -> Draw:
+        epoch, place = divmod(position, self.num_photos * self.repeats)
+        order = _shuffled(self.num_photos * self.repeats, self.seed, epoch)
+        return Draw(order[place] % self.num_photos, step, f"draw {self.seed} {position}")
+
+
+def make_loader(dataset: SegMixDataset, schedule: DrawSchedule, num_workers: int) -> DataLoader:
+    """Return a loader of `Batch`es, one a micro-step of the schedule."""
+    return DataLoader(
+        dataset,
+        batch_sampler=schedule,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def collate(drawn: list[list[Sample]]) -> Batch:
+    """Stack the samples of several draws: all subjects' first, then all of the prior's."""
+    samples = [sample for half in zip(*drawn, strict=True) for sample in half]
+    return Batch(
+        pixels=torch.from_numpy(np.stack([s.pixels for s in samples])),
+        mask=torch.from_numpy(np.stack([s.mask for s in samples]))[:, None],
+        conditioning=torch.tensor([s.conditioning for s in samples]),
+        prompts=[s.prompt for s in samples],
+        mixed=[s.mixed for s in samples],
+        num_subjects=len(drawn),
+    )
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float32 in [-1, 1], on the tensor's device."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def _collage_prompts(names: dict[str, str], count: int, style: SegMixStyle) -> list[str]:
+    return [
+        segmix.collage_prompt(style, [names[s] for s in order], background)
+        for order in permutations(names, count)
+        for background in segmix.backgrounds(style)
+    ]
+
+
+@lru_cache(maxsize=2)  # a batch can straddle two epochs
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
+
+
+def _photo_bytes(entry: tuple[Image.Image, tuple[int, int]]) -> int:
+    return 4 * entry[0].width * entry[0].height  # Pillow stores RGB in four bytes
+
+
+def _cutout_bytes(cutout: Cutout) -> int:
+    return 5 * cutout.width * cutout.height

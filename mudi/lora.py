@@ -1,0 +1,182 @@
+"""LoRA adapters: attach, switch off, save, load; in diffusers' key names and in kohya's."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mudi.files import replace_file
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+KOHYA_WEIGHTS_NAME = "pytorch_lora_weights_kohya.safetensors"
+ADAPTER = "default"  # the name under which diffusers' trainers save and load
+
+ATTENTION_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+# What kohya's file calls each part; the tools that read it tell the encoders apart by this.
+_KOHYA_PREFIXES = {
+    "unet": "lora_unet",
+    "text_encoder": "lora_te1",
+    "text_encoder_2": "lora_te2",
+}
+_KOHYA_SUFFIXES = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_magnitude_vector": "dora_scale",
+}
+
+
+def add_lora(model: Any, rank: int, targets: list[str], use_dora: bool = False) -> None:
+    """Attach a LoRA (alpha = rank, gaussian init) to a frozen diffusers or transformers model.
+
+    Only the adapter trains afterwards, in float32 whatever the base's precision.
+    """
+    model.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        init_lora_weights="gaussian",
+        target_modules=targets,
+        use_dora=use_dora,
+    )
+    model.add_adapter(config, adapter_name=ADAPTER)
+    cast_training_params(model, dtype=torch.float32)
+
+
+@contextmanager
+def adapters_off(*models: nn.Module) -> Iterator[None]:
+    """Give the base model inside, the adapted one outside; works for LoRA and for DoRA.
+
+    Unlike a LoRA scale of 0 this also bypasses DoRA's trained magnitudes. Which parameters
+    want gradients and which adapters were off before is the same afterwards.
+
+    Raises:
+        ValueError: no model has an adapter.
+    """
+    layers = [m for model in models for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    if not layers:
+        raise ValueError("the model has no adapters to switch off")
+    switched = [layer for layer in layers if not layer.disable_adapters]
+    trainable = [p for layer in switched for p in layer.parameters() if p.requires_grad]
+    for layer in switched:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in switched:
+            layer.enable_adapters(True)  # also marks every weight of the active adapter trainable
+            for parameter in layer.parameters():
+                parameter.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def save_lora(folder: Path, pipeline_class: Any, models: Mapping[str, Any]) -> Path:
+    """Write WEIGHTS_NAME into folder, complete or not at all.
+
+    Args:
+        folder: made if need be.
+        pipeline_class: knows the file's layout, e.g. StableDiffusionXLPipeline.
+        models: adapted models by the pipeline's part names ("unet", "text_encoder", …).
+
+    Returns:
+        The file. Its header carries each adapter's rank, alpha and targets.
+
+    Raises:
+        ValueError: a weight is infinite or not a number; nothing is written.
+    """
+    for name, model in models.items():
+        bad = [key for key, value in _peft_state(model).items() if not value.isfinite().all()]
+        if bad:
+            raise ValueError(f"the {name} adapter is broken, {bad[0]} is not finite; not saved")
+    layers = {
+        f"{name}_lora_layers": convert_state_dict_to_diffusers(_peft_state(model))
+        for name, model in models.items()
+    }
+    headers = {
+        f"{name}_lora_adapter_metadata": model.peft_config[ADAPTER].to_dict()
+        for name, model in models.items()
+    }
+
+    def write(path: Path) -> None:
+        pipeline_class.save_lora_weights(path.parent, weight_name=path.name, **layers, **headers)
+
+    return replace_file(folder / WEIGHTS_NAME, write)
+
+
+def load_lora(file: Path, models: Mapping[str, Any]) -> None:
+    """Load a file written by `save_lora` into models that have adapters of the same shape.
+
+    Raises:
+        ValueError: the file's weights are not, name by name and shape by shape, the models'.
+    """
+    state = load_file(file)
+    for name, model in models.items():
+        prefix = f"{name}."
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        is_text_encoder = name.startswith("text_encoder")
+        to_peft = convert_state_dict_to_peft if is_text_encoder else convert_unet_state_dict_to_peft
+        part = to_peft(part) if part else {}
+        own = {key: value.shape for key, value in _peft_state(model).items()}
+        if own != {key: value.shape for key, value in part.items()}:
+            raise ValueError(
+                f"{file}: its {name} weights do not fit this run's adapter; "
+                "same --rank, --use_dora, --train_text_encoder and base model as then?"
+            )
+        set_peft_model_state_dict(model, part, adapter_name=ADAPTER)
+
+
+def save_kohya(folder: Path, models: Mapping[str, Any]) -> Path:
+    """Write KOHYA_WEIGHTS_NAME: the LoRA under the key names that ComfyUI and A1111 load."""
+    state: dict[str, Tensor] = {}
+    for name, model in models.items():
+        alpha = float(model.peft_config[ADAPTER].lora_alpha)
+        for key, value in _peft_state(model).items():
+            module, suffix = _kohya_module(name, key)
+            if suffix == "dora_scale":
+                value = value[:, None]  # (out, 1): one magnitude a row, or readers take columns
+            state[f"{module}.{suffix}"] = value.contiguous().cpu()
+            state[f"{module}.alpha"] = torch.tensor(alpha)
+    config = next(iter(models.values())).peft_config[ADAPTER]
+    header = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
+    return replace_file(
+        folder / KOHYA_WEIGHTS_NAME, lambda path: save_file(state, path, metadata=header)
+    )
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Return the adapter settings in a LoRA file's header, as {"unet.r": 32, …}."""
+    with safe_open(file, framework="pt") as opened:
+        return json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
+def _peft_state(model: Any) -> dict[str, Tensor]:
+    return get_peft_model_state_dict(model, adapter_name=ADAPTER)
+
+
+def _kohya_module(part: str, key: str) -> tuple[str, str]:
+    """Split a PEFT key into kohya's module name and its suffix."""
+    for ours, theirs in _KOHYA_SUFFIXES.items():
+        if key.endswith(f".{ours}"):
+            path = key.removesuffix(f".{ours}")
+            if part == "text_encoder" and not path.startswith("text_model."):
+                # transformers 5 dropped this level from CLIPTextModel; the readers expect it
+                path = f"text_model.{path}"
+            return f"{_KOHYA_PREFIXES[part]}_{path.replace('.', '_')}", theirs
+    raise ValueError(f"no kohya name for the weight {key!r}")

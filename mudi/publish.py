@@ -1,0 +1,97 @@
+"""The model card beside the weights, and the upload to the hub."""
+
+import argparse
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from mudi.files import write_text
+from mudi.lora import WEIGHTS_NAME
+from mudi.metadata import Subjects
+
+# What a run needs to be continued or watched, and nobody who uses the result.
+NOT_UPLOADED = ["checkpoint-*/**", "logs/**", "wandb/**", ".*"]
+
+
+def repository_name(args: argparse.Namespace) -> str:
+    """Return the hub repository that --hub_model_id or --output_dir names."""
+    return args.hub_model_id or Path(args.output_dir).resolve().name
+
+
+def check_login(args: argparse.Namespace) -> list[str]:
+    """Complain at the start of a run if the upload at its end can't work."""
+    if not args.push_to_hub:
+        return []
+    try:
+        HfApi(token=args.hub_token).whoami()
+    except LocalTokenNotFoundError:
+        return ["--push_to_hub: not logged in; run `hf auth login` or pass --hub_token"]
+    except (HfHubHTTPError, OSError) as error:
+        return [f"--push_to_hub: the hub does not accept the login ({str(error).splitlines()[0]})"]
+    return []
+
+
+def write_model_card(
+    folder: Path, args: argparse.Namespace, subjects: Subjects, family: str, pipeline: str
+) -> Path:
+    """Write README.md: what was trained on what, and a snippet that loads it.
+
+    Args:
+        family: "SDXL" or "FLUX".
+        pipeline: name of the diffusers pipeline.
+    """
+    base = args.pretrained_model_name_or_path
+    data = ModelCardData(
+        base_model=None if Path(base).is_dir() else base,  # the hub refuses what is no hub id
+        library_name="diffusers",
+        tags=["text-to-image", "lora", "diffusers-training", "mudi", "seg-mix"],
+    )
+    names = "\n".join(f"- `{name}` ({key})" for key, name in subjects.names.items())
+    images = sorted(p.name for p in (folder / "validation").glob("*.png"))[-4:]
+    gallery = "\n".join(f"![{args.validation_prompt}](validation/{name})" for name in images)
+    prompt = args.validation_prompt or "a photo of " + " and ".join(
+        f"a {name}" for name in subjects.names.values()
+    )
+    return write_text(
+        folder / "README.md",
+        f"""---
+{data.to_yaml()}
+---
+
+# {family} LoRA of {len(subjects.names)} subjects: {repository_name(args).split("/")[-1]}
+
+A LoRA of rank {args.rank} for `{base}`, trained with Seg-Mix
+([MuDI](https://arxiv.org/abs/2404.04243)) so that its subjects can appear in one picture without
+their identities mixing. Use these names in prompts:
+
+{names}
+
+```python
+import torch
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("{base}", dtype=torch.float16).to("cuda")
+pipeline.load_lora_weights("{repository_name(args)}", weight_name="{WEIGHTS_NAME}")
+image = pipeline("{prompt}").images[0]
+```
+
+{len(subjects.photos)} photos, resolution {args.resolution}, seed {args.seed}; all arguments are
+in `run_arguments.json`.
+
+{gallery}
+""",
+    )
+
+
+def push(folder: Path, args: argparse.Namespace) -> str:
+    """Upload the results (not the resumable states and logs); return the commit's address."""
+    api = HfApi(token=args.hub_token)
+    repository = api.create_repo(repository_name(args), exist_ok=True).repo_id
+    commit = api.upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        commit_message="End of training",
+        ignore_patterns=NOT_UPLOADED,
+    )
+    return commit.commit_url

@@ -1,0 +1,300 @@
+"""What a training script sets up before its loop, and what it tells while that runs."""
+
+import argparse
+import hashlib
+import logging
+import math
+import os
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import default_config_file
+from accelerate.logging import get_logger
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    set_seed,
+)
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mudi.args import resolve_mixed_precision, trackers
+from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume
+from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
+from mudi.files import clean_up, write_image
+from mudi.metadata import Subjects
+from mudi.preview import collage_sheet
+from mudi.saving import public_arguments
+from mudi.segmix import SegMixStyle
+
+COLLAGES_SHOWN = 12
+WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
+# What a checkpoint's tensors depend on: a run that differs here can't load it.
+SHAPE_SETTINGS = "rank use_dora train_text_encoder optimizer use_8bit_adam".split()
+# What the draws and rates depend on: a run that differs here goes on, but not as it would have.
+DRAW_SETTINGS = (
+    "seed train_batch_size gradient_accumulation_steps repeats resolution segmix_prob "
+    "segmix_start_step segmix_num_subjects random_flip center_crop mixed_precision "
+    "learning_rate lr_scheduler"
+).split()
+
+logger = get_logger("mudi")
+
+
+class SetupError(SystemExit):
+    """Ends the program with one line: something about the machine or the flags forbids the run."""
+
+
+class NonFiniteLossError(SystemExit):
+    """Ends the program with one line: the loss became infinite or not a number."""
+
+
+def make_accelerator(args: argparse.Namespace, on_gpu: str) -> Accelerator:
+    """Start accelerate; on_gpu is the script's default precision on a GPU.
+
+    Raises:
+        SetupError: the precision cannot be had on this machine.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mudi").setLevel(logging.INFO)
+    if args.local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    has_gpu = torch.cuda.is_available()
+    precision = resolve_mixed_precision(
+        args.mixed_precision, on_gpu, has_gpu, Path(default_config_file)
+    )
+    wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted == "fp16" and not has_gpu:
+        raise SetupError("--mixed_precision fp16 needs a GPU; use bf16 or no here")
+    if args.use_8bit_adam and not has_gpu:
+        raise SetupError("--use_8bit_adam needs a CUDA GPU; leave it out here")
+    if args.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    output_dir = Path(args.output_dir)
+    # the first text encoder's last layer is never used, so its adapter gets no gradient
+    unused = DistributedDataParallelKwargs(find_unused_parameters=args.train_text_encoder)
+    return Accelerator(
+        kwargs_handlers=[unused],
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=precision,
+        log_with=trackers(args.report_to) or None,
+        project_config=ProjectConfiguration(
+            project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
+        ),
+    )
+
+
+def weight_dtype(accelerator: Accelerator) -> torch.dtype:
+    """Return the precision in which frozen weights are kept."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
+        accelerator.mixed_precision, torch.float32
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The course of a run, known before a model is loaded.
+
+    Attributes:
+        resume: checkpoint to go on from.
+        num_steps: optimizer steps of the whole run.
+        validation_steps: steps between validation images.
+        settings: what a checkpoint remembers, to compare when it is continued.
+    """
+
+    output_dir: Path
+    resume: Path | None
+    num_steps: int
+    validation_steps: int
+    settings: dict[str, Any]
+    schedule: DrawSchedule
+
+    def draws(self, first_step: int) -> DrawSchedule:
+        """Return the draws from an optimizer step on."""
+        return replace(self.schedule, first_step=first_step)
+
+
+def plan_run(accelerator: Accelerator, args: argparse.Namespace, subjects: Subjects) -> Plan:
+    """Mend what a killed run left, find the checkpoint to resume, settle the seed, count steps.
+
+    Gives args.seed a value that all processes share: the flag's, the checkpoint's or a new one.
+
+    Raises:
+        SetupError: the checkpoint is of a run with other weights' shapes.
+    """
+    output_dir = Path(args.output_dir)
+    if accelerator.is_main_process and output_dir.is_dir():
+        clean_up(output_dir)
+    accelerator.wait_for_everyone()
+    resume = _find_resume(args, output_dir)
+    if args.seed is None and resume is not None:
+        args.seed = read_state(resume)["settings"]["seed"]
+    if args.seed is None:
+        args.seed = broadcast_object_list([secrets.randbits(31)])[0]
+        logger.info(f"--seed is unset; this run's is {args.seed}")
+    set_seed(args.seed)
+
+    samples = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    epoch_steps = math.ceil(len(subjects.photos) * args.repeats / samples)
+    num_steps = args.max_train_steps or args.num_train_epochs * epoch_steps
+    schedule = DrawSchedule(
+        num_photos=len(subjects.photos),
+        seed=args.seed,
+        batch_size=args.train_batch_size,
+        first_step=0,
+        last_step=num_steps,
+        accumulation=args.gradient_accumulation_steps,
+        repeats=args.repeats,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    return Plan(
+        output_dir=output_dir,
+        resume=resume,
+        num_steps=num_steps,
+        validation_steps=args.validation_epochs * epoch_steps,
+        settings=_run_settings(accelerator, args, subjects),
+        schedule=schedule,
+    )
+
+
+def _find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
+    if not args.resume_from_checkpoint:
+        return None
+    checkpoint = resolve_resume(output_dir, args.resume_from_checkpoint)
+    if checkpoint is None:
+        logger.info(f"--resume_from_checkpoint latest: none in {output_dir}, starting anew")
+        return None
+    now = {key: value for key, value in vars(args).items() if key in SHAPE_SETTINGS}
+    if changed := differences(read_state(checkpoint)["settings"], now):
+        raise SetupError(f"{checkpoint} cannot be continued: {'; '.join(changed)}")
+    return checkpoint
+
+
+def _run_settings(
+    accelerator: Accelerator, args: argparse.Namespace, subjects: Subjects
+) -> dict[str, Any]:
+    """Return what a checkpoint remembers of its run, to compare when it is continued."""
+    wanted = [*SHAPE_SETTINGS, *DRAW_SETTINGS]
+    if not args.lr_scheduler.startswith("constant"):
+        wanted.append("max_train_steps")  # the rates of the others depend on the run's length
+    settings = {key: value for key, value in vars(args).items() if key in wanted}
+    photos = [str(photo.image.name) for photo in subjects.photos]
+    return {**settings, "num_processes": accelerator.num_processes, "photos": photos}
+
+
+def sample_options(
+    args: argparse.Namespace, style: SegMixStyle, scales: dict[str, float] | None
+) -> SampleOptions:
+    """Return what the flags say of how photos become samples."""
+    return SampleOptions(
+        resolution=args.resolution,
+        style=style,
+        segmix_prob=args.segmix_prob,
+        segmix_start_step=args.segmix_start_step,
+        num_subjects=args.segmix_num_subjects,
+        scales=scales,
+        center_crop=args.center_crop,
+        random_flip=args.random_flip,
+    )
+
+
+def start_trackers(accelerator: Accelerator, args: argparse.Namespace, name: str) -> None:
+    """Start the trackers that --report_to asks for.
+
+    Raises:
+        SetupError: wandb can't log in, or can't be reached.
+    """
+    config = {
+        key: value if isinstance(value, int | float | str | bool) else str(value)
+        for key, value in public_arguments(args).items()
+    }
+    settings: dict[str, dict] = {}
+    if "wandb" in trackers(args.report_to) and accelerator.is_main_process:
+        settings["wandb"] = _wandb_settings(args)
+    try:
+        accelerator.init_trackers(name, config=config, init_kwargs=settings)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "wandb":
+            raise
+        raise SetupError(
+            f"--report_to wandb: wandb did not start ({str(error).splitlines()[0]}); "
+            "set WANDB_MODE=offline to log without a network, or use --report_to tensorboard"
+        ) from error
+
+
+def _wandb_settings(args: argparse.Namespace) -> dict[str, Any]:
+    import wandb  # slow to import, and only some runs use it
+
+    if os.environ.get("WANDB_MODE", "online") == "online":
+        wandb.login(prompt=False, verify=False)  # raises at once where there is no key
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return {
+        "name": args.wandb_name,
+        "dir": str(output_dir),
+        "settings": wandb.Settings(init_timeout=WANDB_TIMEOUT),
+    }
+
+
+def step_generator(accelerator: Accelerator, seed: int, micro_step: int) -> torch.Generator:
+    """Return the noise source of one micro-step: a function of its place in the run alone."""
+    place = f"noise {seed} {micro_step} {accelerator.process_index}"
+    digest = hashlib.sha256(place.encode()).digest()
+    return torch.Generator(accelerator.device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def progress_bar(accelerator: Accelerator, step: int, num_steps: int) -> tqdm:
+    """Return the main process's bar over optimizer steps."""
+    hidden = not accelerator.is_local_main_process
+    return tqdm(total=num_steps, initial=step, desc="steps", disable=hidden, dynamic_ncols=True)
+
+
+def mean_loss(accelerator: Accelerator, losses: list[Tensor], step: int, output_dir: Path) -> float:
+    """Average an optimizer step's losses over its passes and over all processes.
+
+    Raises:
+        NonFiniteLossError: the average is infinite or not a number. All processes raise.
+    """
+    value = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+    if math.isfinite(value):
+        return value
+    kept = checkpoints(output_dir)
+    advice = f"continue from {kept[-1]}" if kept else "start again"
+    raise NonFiniteLossError(
+        f"the loss of step {step} is {value}; nothing of this step was saved. Lower the learning "
+        f"rate or use another --mixed_precision, then {advice}."
+    )
+
+
+def log_images(
+    accelerator: Accelerator, folder: Path, name: str, images: list[Image.Image], step: int
+) -> None:
+    """Write images as PNG into folder and hand them to the trackers; main process only."""
+    for i, image in enumerate(images):
+        write_image(folder / f"{name}-{step:06d}-{i}.png", image)
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            stack = np.stack([np.asarray(image) for image in images])
+            tracker.writer.add_images(name, stack, step, dataformats="NHWC")
+        if tracker.name == "wandb":
+            import wandb
+
+            tracker.log({name: [wandb.Image(image) for image in images]}, step=step)
+
+
+def log_collages(
+    accelerator: Accelerator, args: argparse.Namespace, dataset: SegMixDataset
+) -> None:
+    """Show a sheet of training collages at the start, in --output_dir and in the trackers."""
+    if args.segmix_prob > 0 and accelerator.is_main_process:
+        sheet = collage_sheet(dataset, COLLAGES_SHOWN, args.seed)
+        log_images(accelerator, Path(args.output_dir), "collages", [sheet], 0)

@@ -1,0 +1,231 @@
+"""Seg-Mix: cut subjects out of their photos and compose them into collages (MuDI, section 4.1).
+
+Pure functions: randomness comes in as a `random.Random`, files and models stay out. All lengths
+are pixels; a style's margins are given at its reference size and scale with the canvas.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mudi.images import FOREGROUND_LEVEL, Box, tight_box
+
+
+@dataclass(frozen=True)
+class SegMixStyle:
+    """The numbers and words in which the backbones' Seg-Mix differ.
+
+    Attributes:
+        shrink: smallest scale, as a fraction of the largest that fits.
+        reference_size: canvas side (px) that the two margins are given for.
+        margin_fit: room kept free of a subject when the largest scale is computed (px).
+        margin_max: largest distance of a subject from its border (px).
+        white_prob: probability of a white background; else it is black.
+        template: prompt of a collage; knows {subjects} and {background}.
+    """
+
+    shrink: float
+    reference_size: int
+    margin_fit: float
+    margin_max: float
+    white_prob: float
+    template: str
+
+
+SDXL_STYLE = SegMixStyle(
+    shrink=0.75,
+    reference_size=1024,
+    margin_fit=32,
+    margin_max=256,
+    white_prob=1.0,
+    template="a photo of {subjects}, simple background.",
+)
+
+# The tags tie the look of a collage to words that nobody types when asking for a picture.
+FLUX_STYLE = SegMixStyle(
+    shrink=0.9,
+    reference_size=512,
+    margin_fit=32,
+    margin_max=64,
+    white_prob=0.75,
+    template=(
+        "{subjects}, pasted on a plain {background} background. "
+        "Tags: sticker collage, cut-out, pasted, low quality."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A subject cropped to its mask: image PIL RGB, mask (H, W) bool of the same size."""
+
+    image: Image.Image
+    mask: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return self.image.width
+
+    @property
+    def height(self) -> int:
+        return self.image.height
+
+
+@dataclass(frozen=True)
+class Collage:
+    """A composed training picture.
+
+    Attributes:
+        image: PIL RGB, size x size.
+        mask: (size, size) bool, True where a subject was painted.
+        boxes: where each cut-out was placed, in the order the cut-outs were given.
+        front_to_back: indices into the cut-outs; the first hides the others.
+        background: "white" or "black".
+    """
+
+    image: Image.Image
+    mask: np.ndarray
+    boxes: list[Box]
+    front_to_back: list[int]
+    background: str
+
+
+def cut_out(image: Image.Image, mask: np.ndarray) -> Cutout:
+    """Crop a photo (PIL RGB) to the tight box of its subject's mask (H, W) bool.
+
+    Raises:
+        ValueError: the mask is empty or of another size than the photo.
+    """
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"mask is {mask.shape[1]}x{mask.shape[0]}, image {image.width}x{image.height}"
+        )
+    box = tight_box(mask)
+    return Cutout(image.crop(box), mask[box.top : box.bottom, box.left : box.right].copy())
+
+
+def flip(cutout: Cutout) -> Cutout:
+    """Mirror a cut-out left to right."""
+    mirrored = cutout.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return Cutout(mirrored, cutout.mask[:, ::-1])
+
+
+def largest_scale(cutout: Cutout, size: int, style: SegMixStyle, num_subjects: int = 2) -> float:
+    """Return s_max = min((S/k - margin_fit)/w, (S - margin_fit)/h) for k subjects a collage.
+
+    Raises:
+        ValueError: the canvas has no room for that many columns.
+    """
+    margin = style.margin_fit * size / style.reference_size
+    if size / num_subjects <= margin:
+        raise ValueError(f"{num_subjects} subjects leave no room on a {size}-pixel canvas")
+    return min((size / num_subjects - margin) / cutout.width, (size - margin) / cutout.height)
+
+
+def reduce_to_canvas(cutout: Cutout, size: int, style: SegMixStyle) -> Cutout:
+    """Shrink a cut-out to the largest size that a two-subject canvas can use (never enlarge)."""
+    scale = largest_scale(cutout, size, style)
+    return cutout if scale >= 1 else _resize(cutout, scale, Image.Resampling.LANCZOS)
+
+
+def compose(
+    cutouts: Sequence[Cutout],
+    size: int,
+    style: SegMixStyle,
+    rng: random.Random,
+    scales: Sequence[float] | None = None,
+    shared_top: bool = False,
+) -> Collage:
+    """Place k >= 2 cut-outs at random on a plain square canvas (Seg-Mix, steps 2 to 5).
+
+    The canvas has k equal columns, in random order. The outer two subjects stand 1 to
+    margin_max * 2/k pixels off the left and the right border, an inner one has its centre
+    anywhere in its column. Heights and who is in front are random; subjects may overlap.
+
+    Args:
+        cutouts: the subjects; see `cut_out`.
+        size: side of the canvas (px).
+        style: the backbone's values.
+        rng: source of every random choice.
+        scales: fixed fraction of the largest scale, one a cut-out, each in (0, 1];
+            None draws each uniformly from [style.shrink, 1].
+        shared_top: give all the same top edge (the prior's collages).
+
+    Raises:
+        ValueError: fewer than two cut-outs, or no room for so many.
+    """
+    count = len(cutouts)
+    if count < 2:
+        raise ValueError(f"a collage needs two or more cut-outs, got {count}")
+    if scales is not None and (len(scales) != count or not all(0 < c <= 1 for c in scales)):
+        raise ValueError(f"scales must be {count} numbers in (0, 1], got {list(scales)}")
+
+    placed = []
+    for i, cutout in enumerate(cutouts):
+        fraction = rng.uniform(style.shrink, 1.0) if scales is None else scales[i]
+        scale = fraction * largest_scale(cutout, size, style, count)
+        placed.append(_resize(cutout, scale, Image.Resampling.BILINEAR))
+
+    columns = rng.sample(range(count), count)
+    lefts = [
+        _draw_left(column, count, cutout.width, size, style, rng)
+        for column, cutout in zip(columns, placed, strict=True)
+    ]
+    if shared_top:
+        tops = [rng.randint(0, size - max(cutout.height for cutout in placed))] * count
+    else:
+        tops = [rng.randint(0, size - cutout.height) for cutout in placed]
+    front_to_back = rng.sample(range(count), count)
+    background = "white" if rng.random() < style.white_prob else "black"
+
+    boxes = [
+        Box(left, top, left + cutout.width, top + cutout.height)
+        for left, top, cutout in zip(lefts, tops, placed, strict=True)
+    ]
+    image = Image.new("RGB", (size, size), background)
+    mask = np.zeros((size, size), dtype=bool)
+    for i in reversed(front_to_back):
+        image.paste(placed[i].image, boxes[i], Image.fromarray(placed[i].mask))
+        mask[boxes[i].top : boxes[i].bottom, boxes[i].left : boxes[i].right] |= placed[i].mask
+    return Collage(image, mask, boxes, front_to_back, background)
+
+
+def collage_prompt(style: SegMixStyle, names: Sequence[str], background: str = "white") -> str:
+    """Fill the style's template; names[0] is the subject of the drawn photo (Seg-Mix, step 6)."""
+    parts = [f"a {name}" for name in names]
+    subjects = f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return style.template.format(subjects=subjects, background=background)
+
+
+def backgrounds(style: SegMixStyle) -> list[str]:
+    """Return the background colours that `compose` can draw."""
+    return ["white"] * (style.white_prob > 0) + ["black"] * (style.white_prob < 1)
+
+
+def _draw_left(
+    column: int, count: int, width: int, size: int, style: SegMixStyle, rng: random.Random
+) -> int:
+    """Return the left edge of a subject of that width, inside the canvas."""
+    margin_max = style.margin_max * (2 / count) * size / style.reference_size
+    margin = rng.randint(1, max(1, round(margin_max)))
+    if column == 0:
+        left = margin
+    elif column == count - 1:
+        left = size - margin - width
+    else:
+        centre = (column + rng.random()) * size / count
+        left = round(centre - width / 2)
+    return min(max(left, 0), size - width)
+
+
+def _resize(cutout: Cutout, scale: float, resampling: Image.Resampling) -> Cutout:
+    """Scale image and mask alike; the mask is cut again at FOREGROUND_LEVEL."""
+    size = (max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale)))
+    if size == cutout.image.size:
+        return cutout
+    soft_mask = Image.fromarray(cutout.mask.astype(np.uint8) * 255)
+    mask = np.asarray(soft_mask.resize(size, Image.Resampling.BILINEAR)) > FOREGROUND_LEVEL
+    return Cutout(cutout.image.resize(size, resampling), mask)

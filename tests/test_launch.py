@@ -1,0 +1,148 @@
+"""The script as users start it: `accelerate launch`, kills, two processes, a fresh process."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from training import EXAMPLE, flags, lora_of
+
+from mudi.checkpoints import checkpoints
+from mudi.files import REPLACED, TEMPORARY
+from mudi.lora import KOHYA_WEIGHTS_NAME, WEIGHTS_NAME
+
+SCRIPT = ROOT / "train_segmix_lora_sdxl.py"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+PUBLISHED = """
+--instance_data_dir={data} --pretrained_model_name_or_path={base}
+--pretrained_vae_model_name_or_path={base}/vae --output_dir={out} --report_to=wandb
+--resolution=128 --train_batch_size=1 --gradient_accumulation_steps=2 --checkpointing_steps=20000
+--max_train_steps=3 --validation_epochs=3 --save_steps=2 --lr_warmup_steps=0 --seed=42 --rank=32
+--learning_rate=1e-4 --segmix_prob=0.3 --segmix_start_step=0 --relative_scale=0.0 --soft_alpha 1.0
+--gradient_checkpoint
+"""
+
+
+def offline(**more: str) -> dict[str, str]:
+    """The environment of a machine without a network."""
+    return {**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", **more}
+
+
+def test_the_published_command_runs_from_any_folder_and_its_lora_loads_afresh(tiny_sdxl, tmp_path):
+    """`--gradient_checkpoint`, the published abbreviation, and wandb offline included."""
+    out = tmp_path / "out"
+    words = PUBLISHED.format(data=EXAMPLE, base=tiny_sdxl, out=out).split()
+    words.append("--validation_prompt=a photo of a olis robot and a hta teddy bear")
+    words += ["--num_validation_inference_steps=1", "--num_validation_images=1"]
+    subprocess.run([*LAUNCH, str(SCRIPT), *words], cwd=tmp_path, env=offline(), check=True)
+    arguments = json.loads((out / "run_arguments.json").read_text())
+    assert arguments["gradient_checkpointing"] is True
+    assert list(out.glob("wandb/offline-run-*/*.wandb"))
+
+    fresh = f"""
+import torch
+from diffusers import StableDiffusionXLPipeline
+pipeline = StableDiffusionXLPipeline.from_pretrained({str(tiny_sdxl)!r})
+def picture():
+    return pipeline("a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
+                    generator=torch.Generator().manual_seed(0)).images
+plain = picture()
+pipeline.load_lora_weights({str(out)!r})
+assert abs(picture() - plain).max() > 1e-5
+pipeline.disable_lora()
+assert abs(picture() - plain).max() == 0
+"""
+    subprocess.run([sys.executable, "-c", fresh], cwd=tmp_path, env=offline(), check=True)
+
+
+def test_two_processes_draw_apart_and_end_with_one_lora(tiny_sdxl, tmp_path):
+    words = flags(
+        tiny_sdxl, tmp_path / "out", "--max_train_steps 2 --gradient_accumulation_steps 2",
+        "--checkpointing_steps 1 --train_text_encoder --num_validation_images 1",
+        "--validation_prompt x --num_validation_inference_steps 1",
+    )  # fmt: skip
+    # accelerate's --cpu starts one process; its torchrun branch serves CPUs too
+    launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+    worker = str(Path(__file__).parent / "two_processes.py")
+    environment = offline(ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
+    subprocess.run([*launch, worker, str(tmp_path), *words], env=environment, check=True)
+
+    told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0]["lora"] == told[1]["lora"]
+    assert [len(rank["noise"]) for rank in told] == [4, 4]
+    assert not set(told[0]["noise"]) & set(told[1]["noise"])
+    alone = json.loads((tmp_path / "alone.json").read_text())
+    together = [draw for pair in zip(*(rank["draws"] for rank in told), strict=True) for draw in pair]
+    assert together == alone["draws"]  # nothing doubled, nothing left out
+    assert (tmp_path / "out" / WEIGHTS_NAME).is_file()
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
+
+
+def run_script(words: list[str]) -> None:
+    """What a process of the kill test does; the forkserver has imported everything already."""
+    import train_segmix_lora_sdxl as script
+
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    script.main(script.parse_args(words))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_killed_at_random_moments_resumes_every_time(tiny_sdxl, tmp_path, seed):
+    """Ends with the weights of a run that nobody disturbed, and no half-written file on the way."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train_segmix_lora_sdxl"])
+    rng = random.Random(seed)
+    steps = "--max_train_steps 40 --checkpointing_steps 1 --save_steps 1 --output_kohya_format"
+    latest = "--resume_from_checkpoint latest --checkpoints_total_limit 2"
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+
+    def start(out: Path, *more: str) -> multiprocessing.Process:
+        process = context.Process(target=run_script, args=(flags(tiny_sdxl, out, steps, *more),))
+        process.start()
+        return process
+
+    undisturbed = start(calm)
+    kills = steps_seen = 0
+    process = start(killed, latest)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        process.join(timeout=rng.uniform(0.5, 3.0) if kills < 12 else None)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0
+            break
+        check_complete(killed)
+        done = [int(path.name.split("-")[1]) for path in checkpoints(killed)]
+        steps_seen = max([steps_seen, *done])
+        assert not done or max(done) >= steps_seen  # never lost a finished state
+        process = start(killed, latest)
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+    assert kills >= 3
+    check_complete(killed)
+    for name, value in lora_of(calm).items():
+        assert value.equal(lora_of(killed)[name])
+    assert not [p for p in killed.rglob("*") if p.name.startswith((TEMPORARY, REPLACED))]
+
+
+def check_complete(out: Path) -> None:
+    """Every file under its final name is whole, at whatever moment we look."""
+    for folder in [*checkpoints(out), *out.glob("save-*")]:
+        assert lora_of(folder)
+        if folder.name.startswith("checkpoint-"):
+            assert {p.name for p in folder.iterdir()} >= {
+                "optimizer.bin", "custom_checkpoint_0.pkl", "state.json", "random_states_0.pkl",
+            }  # fmt: skip
+            json.loads((folder / "state.json").read_text())
+    for kohya in out.glob(f"save-*/{KOHYA_WEIGHTS_NAME}"):
+        assert kohya.stat().st_size > 1000

@@ -1,0 +1,296 @@
+"""The SDXL losses against hand-computed cases, on the tiny pipeline where a network is needed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+)
+from training import loaded
+
+import train_segmix_lora_sdxl as script
+from mudi import lora, sdxl
+from mudi.losses import dco_loss
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+PROMPTS = ["a olis robot", "a robot"]
+
+
+def alphas() -> np.ndarray:
+    """The cumulative alphas of SDXL's schedule, from its definition."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    return np.cumprod(1 - betas)
+
+
+class Constant(torch.nn.Module):
+    """A network that answers the same number everywhere."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(value))
+
+    def forward(self, sample, *conditions):
+        return torch.zeros_like(sample) + self.value
+
+
+def make_task(schedule, levels, latent=2.0, noise=0.5, weight=1.0):
+    """A 2 x 2 task with one value everywhere."""
+    shape = (len(levels), 4, 2, 2)
+    latents, epsilon = torch.full(shape, latent), torch.full(shape, noise)
+    levels = torch.tensor(levels)
+    return sdxl.DenoisingTask(
+        schedule=schedule,
+        noisy=schedule.add_noise(latents, epsilon, levels),
+        target=schedule.target(latents, epsilon, levels),
+        levels=levels,
+        weight=torch.full((len(levels), 1, 2, 2), weight),
+        prompts=[""] * len(levels),
+        time_ids=torch.zeros(len(levels), 6),
+    )
+
+
+def real_task(schedule, count=2):
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(count, 4, 8, 8, generator=generator)
+    ids = sdxl.time_ids(torch.tensor([[64, 64, 0, 0]] * count), 64, real_sizes=False)
+    weight = torch.ones(count, 1, 8, 8)
+    return sdxl.make_task(schedule, latents, weight, PROMPTS[:count], ids, generator)
+
+
+def test_noise_prediction_error_by_hand():
+    schedule = sdxl.NoiseSchedule(DDPMScheduler(**BETAS))
+    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, [10, 900], weight=0.5))
+    assert errors.tolist() == pytest.approx([0.5 * (0.5 - 0.2) ** 2] * 2, rel=1e-5)
+
+
+def test_velocity_prediction_error_by_hand():
+    schedule = sdxl.NoiseSchedule(DDPMScheduler(prediction_type="v_prediction", **BETAS))
+    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, [10, 900]))
+    a = alphas()[[10, 900]]
+    velocity = np.sqrt(a) * 0.5 - np.sqrt(1 - a) * 2.0
+    assert errors.tolist() == pytest.approx(list((velocity - 0.2) ** 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_error_by_hand(kind):
+    schedule = sdxl.NoiseSchedule(DDPMScheduler(prediction_type=kind, **BETAS), snr_gamma=5.0)
+    plain = sdxl.NoiseSchedule(schedule.scheduler)
+    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, [10, 900]))
+    unweighted = sdxl.denoising_errors(Constant(0.2), make_task(plain, [10, 900]))
+    snr = alphas()[[10, 900]] / (1 - alphas()[[10, 900]])
+    weight = np.minimum(snr, 5.0) / snr + (kind == "v_prediction")
+    assert (errors / unweighted).tolist() == pytest.approx(list(weight), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_edm_style_error_by_hand(kind):
+    """Prediction as clean latent: x - s*F, or x/(s^2+1) - s*F/sqrt(s^2+1); weight s^-2."""
+    schedule = sdxl.NoiseSchedule(EulerDiscreteScheduler(prediction_type=kind, **BETAS))
+    levels = [100, 950]  # EDM levels run from the noisiest
+    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, levels, weight=0.5))
+    a = alphas()[[999 - level for level in levels]]
+    s = np.sqrt((1 - a) / a)
+    x = 2.0 + s * 0.5
+    clean = x - s * 0.2 if kind == "epsilon" else x / (s**2 + 1) - s * 0.2 / np.sqrt(s**2 + 1)
+    assert errors.tolist() == pytest.approx(list(0.5 * (clean - 2.0) ** 2 / s**2), rel=1e-3)
+
+
+def test_edm_style_tells_the_network_scaled_latents_and_matching_timesteps():
+    schedule = sdxl.NoiseSchedule(EulerDiscreteScheduler(**BETAS))
+    task = make_task(schedule, [100])
+    s = math.sqrt((1 - alphas()[899]) / alphas()[899])
+    scaled = schedule.network_input(task.noisy, task.levels)
+    assert scaled.flatten()[0].item() == pytest.approx(
+        (2 + 0.5 * s) / math.sqrt(s**2 + 1), rel=1e-4
+    )
+    assert schedule.timesteps(task.levels).tolist() == [899.0]
+
+
+def test_edm_base_error_by_hand():
+    """EDM preconditioning (arXiv 2206.00364, table 1) with sigma_data 0.5."""
+    schedule = sdxl.NoiseSchedule(EDMEulerScheduler())
+    task = make_task(schedule, [500])
+    s = schedule.scheduler.sigmas[500].item()
+    skip, out = 0.25 / (s**2 + 0.25), s * 0.5 / math.sqrt(s**2 + 0.25)
+    expected = (skip * (2 + 0.5 * s) + out * 0.2 - 2.0) ** 2
+    errors = sdxl.denoising_errors(Constant(0.2), task)
+    assert errors.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_levels_cover_the_schedule_evenly():
+    schedule = sdxl.NoiseSchedule(DDPMScheduler(**BETAS))
+    levels = schedule.sample_levels(20_000, torch.Generator().manual_seed(0))
+    assert (levels.min().item(), levels.max().item()) == (0, 999)
+    assert levels.float().mean().item() == pytest.approx(499.5, abs=8)
+
+
+def test_unknown_prediction_types_and_edm_with_min_snr_are_refused():
+    with pytest.raises(ValueError, match="sample"):
+        sdxl.NoiseSchedule(DDPMScheduler(prediction_type="sample"))
+    with pytest.raises(ValueError, match="min-SNR"):
+        sdxl.NoiseSchedule(EulerDiscreteScheduler(), snr_gamma=5.0)
+
+
+def test_a_base_with_an_edm_scheduler_is_trained_edm_style(tiny_sdxl, tmp_path):
+    plain = sdxl.load_schedule(str(tiny_sdxl), edm_style=False, snr_gamma=None)
+    assert (type(plain.scheduler), plain.edm_style) == (DDPMScheduler, False)
+    wished = sdxl.load_schedule(str(tiny_sdxl), edm_style=True, snr_gamma=None)
+    assert (type(wished.scheduler), wished.edm_style) == (EulerDiscreteScheduler, True)
+    EDMEulerScheduler().save_pretrained(tmp_path / "scheduler")
+    edm = sdxl.load_schedule(str(tmp_path), edm_style=False, snr_gamma=None)
+    assert (type(edm.scheduler), edm.edm_style) == (EDMEulerScheduler, True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["", "--use_dora", "--train_text_encoder", "--train_text_encoder --use_dora",
+     "--snr_gamma 5", "--do_edm_style_training", "--gradient_checkpointing"],
+)  # fmt: skip
+def test_dco_of_a_fresh_lora_is_log_two(tiny_sdxl, tmp_path, more):
+    args, models = loaded(tiny_sdxl, tmp_path, more)
+    denoiser = models.denoiser.train()
+    loss = script.training_loss(args, denoiser, denoiser, real_task(models.schedule), 2)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-4)
+    loss.backward()
+    moving = [p for p in denoiser.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert moving
+
+
+def move_weights(models):
+    """Take the adapters away from their start, as training would."""
+    generator = torch.Generator().manual_seed(5)
+    for model in models.adapted.values():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("more", ["", "--use_dora"])
+@pytest.mark.parametrize("gradient_checkpointing", ["", "--gradient_checkpointing"])
+def test_the_reference_pass_is_the_base_model_after_the_weights_moved(
+    tiny_sdxl, tmp_path, more, gradient_checkpointing
+):
+    """Text encoders included, and with DoRA's trained magnitudes out of the way."""
+    _, models = loaded(tiny_sdxl, tmp_path, "--train_text_encoder", more, gradient_checkpointing)
+    task = real_task(models.schedule)
+    denoiser = models.denoiser.train()
+    with torch.no_grad():
+        with lora.adapters_off(denoiser):
+            before = sdxl.denoising_errors(denoiser, task)
+        move_weights(models)
+        adapted = sdxl.denoising_errors(denoiser, task)
+        with lora.adapters_off(denoiser):
+            reference = sdxl.denoising_errors(denoiser, task)
+        again = sdxl.denoising_errors(denoiser, task)
+    assert torch.equal(reference, before)
+    assert not torch.allclose(adapted, before, rtol=1e-3)
+    assert torch.equal(again, adapted)
+
+
+def test_adapters_off_leaves_trainability_as_it_was(tiny_sdxl, tmp_path):
+    _, models = loaded(tiny_sdxl, tmp_path)
+    unet = models.adapted["unet"]
+    first = next(p for p in unet.parameters() if p.requires_grad)
+    first.requires_grad_(False)
+    wanted = [p.requires_grad for p in unet.parameters()]
+    with lora.adapters_off(unet):
+        assert not any(p.requires_grad for p in unet.parameters())
+        with lora.adapters_off(unet):  # nested: the inner one must not switch them on again
+            pass
+        assert not any(p.requires_grad for p in unet.parameters())
+    assert [p.requires_grad for p in unet.parameters()] == wanted
+    with pytest.raises(ValueError, match="no adapters"), lora.adapters_off(torch.nn.Linear(1, 1)):
+        pass
+
+
+def test_prior_and_dco_split_their_halves(tiny_sdxl, tmp_path):
+    args, models = loaded(tiny_sdxl, tmp_path, "--dco_beta 3 --prior_loss_weight 0.25")
+    move_weights(models)
+    denoiser, task = models.denoiser, real_task(models.schedule)
+    errors = sdxl.denoising_errors(denoiser, task)
+    with lora.adapters_off(denoiser):
+        reference = sdxl.denoising_errors(denoiser, task)
+    loss = script.training_loss(args, denoiser, denoiser, task, 1)
+    expected = dco_loss(errors[0], reference[0], 3.0) + 0.25 * errors[1]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    args.dco_beta = 0.0
+    loss = script.training_loss(args, denoiser, denoiser, task, 1)
+    assert loss.item() == pytest.approx((errors[0] + 0.25 * errors[1]).item(), rel=1e-5)
+    loss = script.training_loss(args, denoiser, denoiser, task, 2)
+    assert loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("more", ["--dco_beta 0", "--dco_beta 1000", "--do_edm_style_training"])
+def test_a_masked_out_region_gets_no_gradient(tiny_sdxl, tmp_path, more):
+    args, models = loaded(tiny_sdxl, tmp_path, more)
+    task = real_task(models.schedule)
+    task.weight[:, :, :, :4] = 0.0  # soft_alpha 0 with the subject in the right half
+    outputs = []
+    models.denoiser.register_forward_hook(lambda _m, _i, output: outputs.append(output))
+    loss = script.training_loss(args, models.denoiser, models.denoiser, task, 2)
+    gradient = torch.autograd.grad(loss, outputs[-1])[0]
+    assert gradient[..., :4].abs().max() == 0
+    assert gradient[..., 4:].abs().min() > 0
+
+
+def test_latents_are_scaled_by_the_vaes_own_statistics(tiny_sdxl):
+    vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    plain = sdxl.encode_images(vae, pixels, torch.Generator().manual_seed(0))
+    assert plain.shape == (2, 4, 4, 4)
+    raw = vae.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
+    expected = raw.sample(torch.Generator().manual_seed(0)) * vae.config.scaling_factor
+    assert torch.allclose(plain, expected)
+    mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 4.0, 8.0]
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    latents = sdxl.encode_images(vae, pixels, torch.Generator().manual_seed(0))
+    unscaled = plain[1, :, 2, 3] / vae.config.scaling_factor
+    by_hand = (unscaled - torch.tensor(mean)) * vae.config.scaling_factor / torch.tensor(std)
+    assert torch.allclose(latents[1, :, 2, 3], by_hand, atol=1e-6)
+    decoded = vae.decode(raw.sample(torch.Generator().manual_seed(0))).sample
+    assert torch.allclose(sdxl.decode_latents(vae, latents), decoded, atol=1e-4)
+
+
+def test_size_conditions_are_a_full_square_or_the_photos_own():
+    conditioning = torch.tensor([[3024, 4032, 5, 170]])
+    assert sdxl.time_ids(conditioning, 1024, False).tolist() == [[1024, 1024, 0, 0, 1024, 1024]]
+    assert sdxl.time_ids(conditioning, 1024, True).tolist() == [[3024, 4032, 5, 170, 1024, 1024]]
+
+
+def test_our_prediction_equals_the_stock_pipelines(tiny_sdxl, tmp_path):
+    """One sampler step of the stock pipeline calls the UNet with what our Denoiser makes."""
+    _, models = loaded(tiny_sdxl, tmp_path)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    seen = []
+    pipeline.unet.register_forward_hook(
+        lambda _m, args, output: seen.append((*args, output)), with_kwargs=False
+    )
+    pipeline(
+        PROMPTS[0], height=64, width=64, num_inference_steps=1, guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(0), output_type="latent",
+    )  # fmt: skip
+    sample, timestep, output = seen[0]
+    ids = sdxl.time_ids(torch.zeros(1, 4, dtype=torch.int64), 64, real_sizes=False)
+    with torch.no_grad():
+        ours = models.denoiser(sample, timestep[None], PROMPTS[:1], ids)
+    assert torch.allclose(ours, output[0], atol=1e-6)
+
+
+def test_cached_prompts_equal_live_ones(tiny_sdxl):
+    pipeline = sdxl.load_text_pipeline(str(tiny_sdxl), torch.float32)
+    table = sdxl.PromptTable(pipeline, PROMPTS)
+    with torch.no_grad():
+        for cached, live in zip(
+            table(PROMPTS), sdxl.encode_prompts(pipeline, PROMPTS), strict=True
+        ):
+            assert torch.allclose(cached, live, atol=1e-6)
+    sdxl.free_text_encoders(pipeline)
+    assert pipeline.text_encoder is None
+    assert table(PROMPTS[:1])[0].shape == (1, 77, 64)

@@ -1,0 +1,42 @@
+"""Started by `accelerate launch` in test_launch.py: trains, and tells what this process saw."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import train_segmix_lora_sdxl as script
+from accelerate import PartialState
+
+from mudi import runtime, sdxl
+
+
+def main(folder: Path, words: list[str]) -> None:
+    seen: dict = {"noise": [], "draws": []}
+    errors, train = sdxl.denoising_errors, script.train
+
+    def note_errors(denoiser, task):
+        seen["noise"].append(task.noisy.sum().item())
+        return errors(denoiser, task)
+
+    def note_train(args, accelerator, models, dataset, plan: runtime.Plan):
+        seen["draws"] = [draw for draws in plan.draws(0) for draw in draws]
+        train(args, accelerator, models, dataset, plan)
+        lora = [p.double().sum().item() for p in models.denoiser.parameters() if p.requires_grad]
+        seen["lora"] = lora
+        whole = replace(plan.schedule, process=0, num_processes=1)
+        doubled = replace(whole, last_step=2 * whole.last_step)  # both processes' share
+        alone = [draw[0] for draw in doubled]
+        (folder / "alone.json").write_text(json.dumps({"draws": [d.seed for d in alone]}))
+
+    sdxl.denoising_errors = note_errors
+    script.train = note_train
+    script.main(script.parse_args(["--dco_beta", "0", *words]))
+    seen["draws"] = [draw.seed for draw in seen["draws"]]
+    rank = PartialState().process_index if PartialState._shared_state else os.environ["RANK"]
+    (folder / f"rank{rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
