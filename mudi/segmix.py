@@ -125,10 +125,22 @@ def largest_scale(cutout: Cutout, size: int, style: SegMixStyle, num_subjects: i
     return min((size / num_subjects - margin) / cutout.width, (size - margin) / cutout.height)
 
 
+def resize(
+    cutout: Cutout, scale: float, resampling: Image.Resampling = Image.Resampling.BILINEAR
+) -> Cutout:
+    """Scale image and mask alike; the mask is cut again at FOREGROUND_LEVEL."""
+    size = (max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale)))
+    if size == cutout.image.size:
+        return cutout
+    soft_mask = Image.fromarray(cutout.mask.astype(np.uint8) * 255)
+    mask = np.asarray(soft_mask.resize(size, Image.Resampling.BILINEAR)) > FOREGROUND_LEVEL
+    return Cutout(cutout.image.resize(size, resampling), mask)
+
+
 def reduce_to_canvas(cutout: Cutout, size: int, style: SegMixStyle) -> Cutout:
     """Shrink a cut-out to the largest size that a two-subject canvas can use (never enlarge)."""
     scale = largest_scale(cutout, size, style)
-    return cutout if scale >= 1 else _resize(cutout, scale, Image.Resampling.LANCZOS)
+    return cutout if scale >= 1 else resize(cutout, scale, Image.Resampling.LANCZOS)
 
 
 def compose(
@@ -167,7 +179,7 @@ def compose(
     for i, cutout in enumerate(cutouts):
         fraction = rng.uniform(style.shrink, 1.0) if scales is None else scales[i]
         scale = fraction * largest_scale(cutout, size, style, count)
-        placed.append(_resize(cutout, scale, Image.Resampling.BILINEAR))
+        placed.append(resize(cutout, scale))
 
     columns = rng.sample(range(count), count)
     lefts = [
@@ -219,13 +231,3 @@ def _draw_left(
         centre = (column + rng.random()) * size / count
         left = round(centre - width / 2)
     return min(max(left, 0), size - width)
-
-
-def _resize(cutout: Cutout, scale: float, resampling: Image.Resampling) -> Cutout:
-    """Scale image and mask alike; the mask is cut again at FOREGROUND_LEVEL."""
-    size = (max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale)))
-    if size == cutout.image.size:
-        return cutout
-    soft_mask = Image.fromarray(cutout.mask.astype(np.uint8) * 255)
-    mask = np.asarray(soft_mask.resize(size, Image.Resampling.BILINEAR)) > FOREGROUND_LEVEL
-    return Cutout(cutout.image.resize(size, resampling), mask)

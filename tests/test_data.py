@@ -232,22 +232,15 @@ def test_the_added_subject_is_any_of_the_others(tmp_path):
     assert all(abs(count - 200) < 40 for count in prompts.values())
 
 
-def painted_widths(subjects: Subjects, scales: dict[str, float]) -> list[int]:
-    """Return how many columns a and b cover in a collage of 64 pixels."""
-    options = replace(ALWAYS, resolution=64, scales=scales)
-    pixels = SegMixDataset(subjects, options)[Draw(0, 0, "x")][0].pixels.astype(int)
-    return [
-        int((np.abs(pixels - colour) < 20).all(axis=2).any(axis=0).sum())
-        for colour in (COLOURS[0], COLOURS[3])
-    ]
-
-
-def test_scales_belong_to_subjects(two_coloured):
-    """The whole subject is 32x24, so the largest is 30 wide; a half of it has either colour."""
-    for i in range(2):  # whatever is in front, if they do not overlap
-        scales = {"a": 0.4, "b": 0.2} if i == 0 else {"a": 0.2, "b": 0.4}
-        widths = painted_widths(two_coloured, scales)
-        assert np.abs(np.array(widths) - [30 * scales["a"] / 2, 30 * scales["b"] / 2]).max() <= 1
+@pytest.mark.parametrize("photo", [0, 1])
+@pytest.mark.parametrize("scales", [{"a": 0.4, "b": 0.2}, {"a": 0.2, "b": 0.4}], ids=str)
+def test_scales_belong_to_subjects_whichever_was_drawn(two_coloured, photo, scales):
+    """The largest is 30 pixels wide, and each of a subject's colours takes a half of it."""
+    dataset = SegMixDataset(two_coloured, replace(ALWAYS, resolution=64, scales=scales))
+    pixels = dataset[Draw(photo, 0, "x")][0].pixels.astype(int)
+    for subject, colour in (("a", COLOURS[0]), ("b", COLOURS[3])):
+        columns = (np.abs(pixels - colour) < 20).all(axis=2).any(axis=0)
+        assert abs(columns.sum() - 30 * scales[subject] / 2) <= 1
 
 
 @pytest.mark.parametrize("style", [SDXL_STYLE, FLUX_STYLE], ids=["SDXL", "FLUX"])

@@ -79,7 +79,9 @@ def test_two_processes_draw_apart_and_end_with_one_lora(tiny_sdxl, tmp_path):
     assert [len(rank["noise"]) for rank in told] == [4, 4]
     assert not set(told[0]["noise"]) & set(told[1]["noise"])
     alone = json.loads((tmp_path / "alone.json").read_text())
-    together = [draw for pair in zip(*(rank["draws"] for rank in told), strict=True) for draw in pair]
+    together = [
+        draw for pair in zip(*(rank["draws"] for rank in told), strict=True) for draw in pair
+    ]
     assert together == alone["draws"]  # nothing doubled, nothing left out
     assert (tmp_path / "out" / WEIGHTS_NAME).is_file()
     assert [p.name for p in checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
@@ -89,7 +91,7 @@ def run_script(words: list[str]) -> None:
     """What a process of the kill test does; the forkserver has imported everything already."""
     import train_segmix_lora_sdxl as script
 
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123
     script.main(script.parse_args(words))
 
 

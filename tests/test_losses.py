@@ -38,6 +38,12 @@ def test_masked_mse_is_float32_where_half_precision_would_overflow():
     assert loss.tolist() == [90_000.0]
 
 
+def test_masked_mse_subtracts_in_float32():
+    pred = torch.full((1, 4, 2, 2), 256.0, dtype=torch.bfloat16)
+    target = torch.full_like(pred, 0.5)  # bfloat16 rounds 255.5 to 256
+    assert masked_mse(pred, target, torch.ones(1, 1, 2, 2)).tolist() == [255.5**2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_losses_of_half_inputs_are_float32(dtype):
     half = torch.ones(2, 4, 2, 2, dtype=dtype)

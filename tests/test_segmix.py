@@ -209,6 +209,16 @@ def test_fixed_scales_are_fractions_of_the_largest():
     assert [(box.width, box.height) for box in collage.boxes] == [(480, 200), (50, 496)]
 
 
+def test_a_mask_keeps_its_edges_when_it_is_scaled():
+    """At 64 pixels a subject 15 wide is doubled: (32 - 2)/15."""
+    quarters = np.kron(np.array([[True, False], [False, True]]), np.ones((5, 5), dtype=bool))
+    cutout = cut_out(noise(15, 10), np.pad(quarters, ((0, 0), (0, 5)), mode="edge"))
+    collage = compose([cutout] * 2, 64, SDXL_STYLE, random.Random(0), scales=[1.0, 1e-9])
+    left, top, right, bottom = collage.boxes[0]
+    doubled = np.kron(cutout.mask, np.ones((2, 2), dtype=bool))
+    np.testing.assert_array_equal(collage.mask[top:bottom, left:right], doubled)
+
+
 DRAWS = 2000
 
 

@@ -6,9 +6,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import train_segmix_lora_sdxl as script
 from accelerate import PartialState
 
+import train_segmix_lora_sdxl as script
 from mudi import runtime, sdxl
 
 
