@@ -84,7 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
-    found = shared.check_args(args)
+    found = checks.check_args(args)
     if args.dco_beta < 0:
         found.append(f"--dco_beta {args.dco_beta}: must be 0 or more")
     if args.snr_gamma is not None and args.snr_gamma <= 0:
@@ -92,7 +92,7 @@ def check_args(args: argparse.Namespace) -> list[str]:
     if args.snr_gamma is not None and args.do_edm_style_training:
         found.append("--snr_gamma and --do_edm_style_training both weigh noise levels: give one")
     if args.pretrained_vae_model_name_or_path:
-        found += shared.model_folder_complaints(
+        found += checks.model_folder_complaints(
             "--pretrained_vae_model_name_or_path",
             args.pretrained_vae_model_name_or_path,
             "config.json",
@@ -223,7 +223,7 @@ def train(
         accelerator.log(scalars, step=step)
         if step % args.save_steps == 0 and accelerator.is_main_process:
             folder = plan.output_dir / f"save-{step}"
-            saving.save_results(folder, args, StableDiffusionXLPipeline, models.adapted)
+            saving.save_step(folder, args, StableDiffusionXLPipeline, models.adapted)
         if step % args.checkpointing_steps == 0:
             saving.save_checkpoint(
                 accelerator, plan.output_dir, step, plan.settings, args.checkpoints_total_limit

@@ -1,14 +1,21 @@
-"""Everything about a run's data that can be checked before a model is loaded. Knows no torch."""
+"""Everything that can be wrong with the flags and the data, found before a model is loaded.
+
+Knows no torch.
+"""
 
 import argparse
 import logging
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import perm
+from pathlib import Path
+from typing import Any
 
 from mudi import segmix
-from mudi.args import PRIOR_POINTER, subject_scales
+from mudi.args import NO_DATASETS, PRIOR_POINTER, TRACKERS, subject_scales, trackers
+from mudi.checkpoints import resolve_resume
 from mudi.metadata import MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
 
@@ -25,6 +32,142 @@ class Data:
     subjects: Subjects
     prior: Subjects | None
     scales: dict[str, float] | None
+
+
+def check_args(args: argparse.Namespace, multiple_of: int = 8) -> list[str]:
+    """Return everything that is wrong with the shared flags, one line each.
+
+    Args:
+        multiple_of: what the resolution must be divisible by (px).
+    """
+    return [
+        *args.refused,
+        *_number_complaints(args),
+        *_model_complaints(args),
+        *_data_complaints(args, multiple_of),
+        *_optimizer_complaints(args),
+        *_output_complaints(args),
+    ]
+
+
+def _number_complaints(args: argparse.Namespace) -> list[str]:
+    at_least_one = (
+        "rank repeats train_batch_size gradient_accumulation_steps num_train_epochs "
+        "max_train_steps save_steps checkpointing_steps checkpoints_total_limit "
+        "num_validation_images validation_epochs num_validation_inference_steps num_class_images "
+        "lr_num_cycles"
+    ).split()
+    at_least_zero = (
+        "seed segmix_start_step dataloader_num_workers lr_warmup_steps prior_loss_weight "
+        "adam_weight_decay adam_weight_decay_text_encoder"
+    ).split()
+    above_zero = "learning_rate text_encoder_lr adam_epsilon max_grad_norm lr_power".split()
+    ranges = {"segmix_prob": (0, 1), "soft_alpha": (0, 1), "relative_scale": (-1, 1)}
+
+    def value(name: str) -> Any:
+        return getattr(args, name)
+
+    found = [f"--{n} {value(n)}: must be 1 or more" for n in at_least_one if _below(value(n), 1)]
+    found += [f"--{n} {value(n)}: must be 0 or more" for n in at_least_zero if _below(value(n), 0)]
+    found += [f"--{n} {value(n)}: must be above 0" for n in above_zero if not value(n) > 0]
+    for name, (low, high) in ranges.items():
+        if not low <= value(name) <= high:
+            found.append(f"--{name} {value(name)}: must be between {low} and {high}")
+    for name in ("adam_beta1", "adam_beta2", "prodigy_beta3"):
+        if value(name) is not None and not 0 <= value(name) < 1:
+            found.append(f"--{name} {value(name)}: must be 0 or more and below 1")
+    if args.segmix_num_subjects < 2:
+        found.append(f"--segmix_num_subjects {args.segmix_num_subjects}: must be 2 or more")
+    return found
+
+
+def _below(value: float | None, bound: float) -> bool:
+    return value is not None and not value >= bound
+
+
+def _model_complaints(args: argparse.Namespace) -> list[str]:
+    if not args.pretrained_model_name_or_path:
+        return ["--pretrained_model_name_or_path is missing: a base model's folder or hub id"]
+    return model_folder_complaints(
+        "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "model_index.json"
+    )
+
+
+def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
+    """Complain about a local path that is no model folder; a hub id is left to the hub.
+
+    Args:
+        index: the file that makes a folder a model's.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if (path / index).is_file():
+            return []
+        return [f"{flag} {name}: the folder has no {index}, so it holds no diffusers model"]
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    if path.exists() or looks_local:
+        return [f"{flag} {name}: no such folder (nor a hub id, which is <owner>/<name>)"]
+    return []
+
+
+def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
+    found = []
+    if not args.instance_data_dir and not args.refused:
+        found.append("--instance_data_dir is missing: a folder with metadata.jsonl")
+    if args.image_column != "image":
+        found.append(f"--image_column {args.image_column}: {NO_DATASETS}")
+    if args.resolution < multiple_of or args.resolution % multiple_of:
+        found.append(f"--resolution {args.resolution}: must be a multiple of {multiple_of}")
+    if args.with_prior_preservation and not args.class_data_dir:
+        found.append(f"--with_prior_preservation needs --class_data_dir: {PRIOR_POINTER}")
+    if args.relative_scale and args.subject_scales:
+        found.append("--relative_scale and --subject_scales say the same thing: give one")
+    return found
+
+
+def _optimizer_complaints(args: argparse.Namespace) -> list[str]:
+    found = []
+    optimizer = args.optimizer.lower()
+    if optimizer not in ("adamw", "prodigy"):
+        found.append(f"--optimizer {args.optimizer}: AdamW and prodigy are known")
+    if optimizer == "prodigy" and find_spec("prodigyopt") is None:
+        found.append('--optimizer prodigy: not installed; pip install -e ".[prodigy]"')
+    if optimizer == "prodigy" and args.use_8bit_adam:
+        found.append("--use_8bit_adam goes with --optimizer AdamW only")
+    if args.use_8bit_adam and find_spec("bitsandbytes") is None:
+        found.append('--use_8bit_adam: not installed; pip install -e ".[8bit]"')
+    xformers = args.enable_xformers_memory_efficient_attention
+    if xformers and find_spec("xformers") is None:
+        found.append(
+            "--enable_xformers_memory_efficient_attention: xformers is not installed; "
+            "PyTorch's own attention, the default, is as lean"
+        )
+    schedulers = (
+        "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
+    )
+    if args.lr_scheduler not in schedulers:
+        found.append(f"--lr_scheduler {args.lr_scheduler}: known are {', '.join(schedulers)}")
+    return found
+
+
+def _output_complaints(args: argparse.Namespace) -> list[str]:
+    found = []
+    for tracker in trackers(args.report_to):
+        if tracker not in TRACKERS:
+            known = ", ".join((*TRACKERS, "all", "none"))
+            found.append(f"--report_to {tracker}: unknown; there are {known}")
+        elif find_spec(tracker) is None:
+            found.append(f"--report_to {tracker}: not installed; pip install {tracker}")
+    if not args.output_dir:
+        found.append("--output_dir is missing")
+    elif Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        found.append(f"--output_dir {args.output_dir}: is a file")
+    elif args.resume_from_checkpoint:
+        try:
+            resolve_resume(Path(args.output_dir), args.resume_from_checkpoint)
+        except ValueError as error:
+            found.append(f"--resume_from_checkpoint: {error}")
+    return found
 
 
 def refuse(complaints: list[str]) -> None:
@@ -120,7 +263,7 @@ def _mixing_complaints(
         found.append(f"--segmix_num_subjects {count}: the metadata has {total} subjects")
     if count >= columns:
         found.append(f"--segmix_num_subjects {count}: a canvas has room for {columns - 1:.0f}")
-    collages = perm(total, count) * len(segmix.backgrounds(style))
+    collages = perm(total, max(count, 0)) * len(segmix.backgrounds(style))
     if collages > MAX_PROMPTS:
         found.append(
             f"--segmix_num_subjects {count}: {collages} different collage prompts, more than "

@@ -238,7 +238,7 @@ class DrawSchedule:
     num_processes: int = 1
 
     def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulation
+        return max(0, self.last_step - self.first_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for micro in range(self.first_step * self.accumulation, self.last_step * self.accumulation):

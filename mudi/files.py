@@ -78,11 +78,11 @@ def clean_up(folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.rename(original)
-    for entry in folder.glob(f"{TEMPORARY}*"):
+    for entry in list(folder.rglob(f"{TEMPORARY}*")):  # first, as some stand inside others
         if entry.is_dir():
             shutil.rmtree(entry)
         else:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

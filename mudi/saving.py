@@ -82,6 +82,14 @@ def save_results(
     write_text(folder / ARGUMENTS_NAME, arguments + "\n")
 
 
+def save_step(
+    folder: Path, args: argparse.Namespace, pipeline_class: Any, models: Mapping[str, Any]
+) -> None:
+    """Write the results so far into a folder of their own, complete or not at all."""
+    save_results(temporary_folder(folder), args, pipeline_class, models)
+    finish_folder(folder)
+
+
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the run's arguments without secrets and bookkeeping."""
     hidden = (*SECRETS, "refused")

@@ -4,7 +4,8 @@ import importlib.util
 import pytest
 from helpers import NAMES
 
-from mudi.args import check_args, make_parser, resolve_mixed_precision, subject_scales, trackers
+from mudi.args import make_parser, resolve_mixed_precision, subject_scales, trackers
+from mudi.checks import check_args
 
 # What a run needs at least; the base model is a hub id, so nothing has to be there
 LEAST = "--pretrained_model_name_or_path owner/name --instance_data_dir data --report_to none"
@@ -213,7 +214,7 @@ def test_a_combination_or_word_that_does_not_work_is_told(line, what):
 def test_a_package_that_is_asked_for_but_missing_is_told(monkeypatch, package, line, remedy):
     found = importlib.util.find_spec
     missing = lambda name: None if name == package else found(name)  # noqa: E731
-    monkeypatch.setattr("mudi.args.find_spec", missing)
+    monkeypatch.setattr("mudi.checks.find_spec", missing)
     assert any("not installed" in told and remedy in told for told in complaints(line))
 
 
@@ -297,7 +298,7 @@ def test_relative_scale_is_for_two_subjects_only():
     "table", ["a=1", "a=1 b=1 c=1", "a=1 x=1", "a=0 b=1", "a=1.1 b=1", "a=nan b=1", "a=-1 b=1"]
 )
 def test_a_table_of_scales_that_does_not_fit_is_an_error(table):
-    message = r"must give a number in \(0, 1\] for each of a, b"
+    message = r"must give one number in \(0, 1\] for each of a, b"
     with pytest.raises(ValueError, match=message):
         subject_scales(parse(f"--subject_scales {table}"), TWO)
 

@@ -7,7 +7,8 @@ import pytest
 from helpers import ROOT
 
 import train_segmix_lora_sdxl as script
-from mudi.args import BooleanFlag, RefusedFlag, check_args
+from mudi.args import BooleanFlag, RefusedFlag
+from mudi.checks import check_args
 
 NUMBERS = {
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "adam_weight_decay": 1e-4,

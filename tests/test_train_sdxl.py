@@ -180,6 +180,23 @@ def test_a_run_stops_on_a_loss_that_is_not_finite_and_keeps_the_last_checkpoint(
     assert all(v.isfinite().all() for v in lora_of(tmp_path / "checkpoint-1").values())
 
 
+def test_half_precision_weight_files_are_loaded_where_asked_for(tiny_sdxl, tmp_path):
+    base = tmp_path / "base"
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float16)
+    pipeline.save_pretrained(base, variant="fp16")
+    train(base, tmp_path / "out", "--variant fp16 --max_train_steps 1")
+    assert (tmp_path / "out" / lora.WEIGHTS_NAME).is_file()
+
+
+def test_a_run_that_is_done_already_only_writes_its_results(tiny_sdxl, run_once, tmp_path):
+    checkpoint = run_once / "checkpoint-4"
+    more = (
+        f"--max_train_steps 3 --gradient_accumulation_steps 2 --resume_from_checkpoint {checkpoint}"
+    )
+    train(tiny_sdxl, tmp_path, more)
+    torch.testing.assert_close(lora_of(tmp_path), lora_of(checkpoint), **BITWISE)
+
+
 def test_only_the_newest_checkpoints_are_kept(tiny_sdxl, tmp_path):
     train(tiny_sdxl, tmp_path,
           "--max_train_steps 3 --checkpointing_steps 1 --checkpoints_total_limit 2")  # fmt: skip
@@ -297,7 +314,7 @@ def test_wandb_without_a_login_says_how_to_go_offline(tiny_sdxl, tmp_path, monke
 
 
 def test_a_missing_tracker_is_an_error_at_start(tiny_sdxl, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.shared, "find_spec", lambda name: None)
+    monkeypatch.setattr(script.checks, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="--report_to wandb: not installed; pip install wandb"):
         train(tiny_sdxl, tmp_path, "--report_to wandb")
 
