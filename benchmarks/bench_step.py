@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     import train_segmix_lora_sdxl as script
     from mudi import checks, lora, runtime, sdxl
     from mudi.data import SegMixDataset, collate
+    from mudi.denoising import denoising_errors, make_task
+    from mudi.latents import encode_images
     from mudi.losses import dco_loss, latent_weight
     from mudi.optimizers import make_optimizer, trainable
     from mudi.segmix import SDXL_STYLE
@@ -51,17 +53,17 @@ def main(argv: list[str] | None = None) -> None:
             batch = collate([dataset[draw] for draw in draws]).to(accelerator.device)
         generator = runtime.step_generator(accelerator, args.seed, micro_step)
         with clock("VAE"), torch.no_grad():
-            latents = sdxl.encode_images(models.vae, batch.pixels, generator)
+            latents = encode_images(models.vae, batch.pixels, generator)
         with clock("noise and mask"):
             weight = latent_weight(batch.mask, latents.shape[-2:], args.soft_alpha)
-            ids = sdxl.time_ids(batch.conditioning, args.resolution, False)
-            task = sdxl.make_task(models.schedule, latents, weight, batch.prompts, ids, generator)
+            ids = sdxl.size_conditions(batch.conditioning, args.resolution, False)
+            task = make_task(models.schedule, latents, weight, batch.prompts, ids, generator)
         with clock("adapters off and on"), lora.adapters_off(denoiser):
             pass
         with clock("reference pass"), torch.no_grad(), lora.adapters_off(denoiser):
-            reference = sdxl.denoising_errors(denoiser, task)
+            reference = denoising_errors(denoiser, task)
         with clock("adapted pass"):
-            errors = sdxl.denoising_errors(denoiser, task)
+            errors = denoising_errors(denoiser, task)
         with clock("backward"):
             dco_loss(errors, reference, max(args.dco_beta, 1.0)).mean().backward()
         with clock("clip and optimizer"):

@@ -1,12 +1,14 @@
 """Random-weight pipelines of the real classes, a few MB, built in a second or two.
 
     python -m mini.tiny sdxl /tmp/tiny-sdxl
+    python -m mini.tiny flux /tmp/tiny-flux
 
 They know nothing, so their pictures are noise; what they prove is that the code runs.
 """
 
 import argparse
 import gzip
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,30 @@ import torch
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.trainers import UnigramTrainer
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 NUM_MERGES = 2000  # of CLIP's 48,894; common English words stay whole
 PROMPT_TOKENS = 77
 TEXT_WIDTH = 32
+FLUX_CHANNELS = 16
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -63,19 +76,7 @@ def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
     """Build a random SDXL of about 1.4 M parameters with the real one's latent geometry (1/8)."""
     torch.manual_seed(seed)
     tokenizer = clip_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=PROMPT_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        hidden_act="gelu",
-    )
+    text = _clip_config(tokenizer)
     unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -93,19 +94,8 @@ def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        sample_size=128,
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=0.13025,
-        mid_block_add_attention=False,
-    )
     return StableDiffusionXLPipeline(
-        vae=vae,
+        vae=_vae(4, scaling_factor=0.13025),
         text_encoder=CLIPTextModel(text),
         text_encoder_2=CLIPTextModelWithProjection(text),
         tokenizer=tokenizer,
@@ -121,7 +111,92 @@ def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
     )
 
 
-FAMILIES = {"sdxl": tiny_sdxl}
+def t5_tokenizer() -> T5Tokenizer:
+    """Train a small Unigram tokenizer on CLIP's commonest words; it can spell any ASCII text."""
+    words = [token.removesuffix("</w>") for token in clip_tokenizer().get_vocab()]
+    special = ["<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.pre_tokenizer = Metaspace()
+    trainer = UnigramTrainer(
+        vocab_size=600,
+        special_tokens=special,
+        unk_token="<unk>",
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return T5Tokenizer(vocab=[tuple(piece) for piece in pieces], extra_ids=0)
+
+
+def tiny_flux(seed: int = 0) -> FluxPipeline:
+    """Build a random FLUX of about 0.4 M parameters: guidance embedding, 16 latent channels."""
+    torch.manual_seed(seed)
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * FLUX_CHANNELS,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    t5_config = T5Config(
+        vocab_size=len(t5),
+        d_model=TEXT_WIDTH,
+        d_kv=8,
+        d_ff=2 * TEXT_WIDTH,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=_vae(FLUX_CHANNELS, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(_clip_config(clip)),
+        tokenizer=clip,
+        text_encoder_2=T5EncoderModel(t5_config),
+        tokenizer_2=t5,
+        transformer=transformer,
+    )
+
+
+def _clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=PROMPT_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_act="gelu",
+    )
+
+
+def _vae(channels: int, **scaling: float) -> AutoencoderKL:
+    """Build a VAE of factor 8 that is cheap at 1024 px."""
+    return AutoencoderKL(
+        sample_size=128,
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        **scaling,
+    )
+
+
+FAMILIES = {"sdxl": tiny_sdxl, "flux": tiny_flux}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

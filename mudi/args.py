@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 TRACKERS = ("tensorboard", "wandb")
 PRIOR_POINTER = (
     "training does not sample class pictures; make them once with "
@@ -67,6 +68,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--variant", help='weight files to load, e.g. "fp16"')
     group.add_argument("--cache_dir", help="where downloads from the hub are kept")
     group.add_argument("--rank", type=int, default=4, help="rank of the LoRA; alpha is the same")
+    group.add_argument("--use_dora", action="store_true", help="train a DoRA, not a plain LoRA")
     group.add_argument(
         "--train_text_encoder", action="store_true", help="adapt the text encoder(s) as well"
     )
@@ -98,6 +100,13 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--repeats", type=int, default=1, help="times an epoch shows each photo")
     group.add_argument(
         "--dataloader_num_workers", type=int, default=0, help="processes that prepare samples"
+    )
+    group.add_argument(
+        "--cache_latents",
+        action="store_true",
+        help="keep what the VAE makes of plain photos, in host memory; a photo then has "
+        f"{CACHED_CROPS} crops instead of any. Flips, collages and the VAE's own sampling noise "
+        "stay random; collages are never kept",
     )
 
 
@@ -136,6 +145,13 @@ def _add_segmix_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loss")
+    group.add_argument(
+        "--dco_beta",
+        type=float,
+        help="strength of the DCO loss, which ties the subjects to the base model; 0: plain "
+        "squared error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; "
+        "FLUX: 0)",
+    )
     group.add_argument(
         "--with_prior_preservation",
         action="store_true",
@@ -221,6 +237,11 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume_from_checkpoint", metavar="PATH|latest", help="a checkpoint-<step> folder"
     )
+    group.add_argument(
+        "--output_kohya_format",
+        action="store_true",
+        help="also write the LoRA under the key names that ComfyUI and A1111 load",
+    )
     group.add_argument("--validation_prompt", help="prompt of the images made while training")
     group.add_argument("--num_validation_images", type=int, default=4, help="images each time")
     group.add_argument("--validation_epochs", type=int, default=50, help="epochs between images")
@@ -242,6 +263,7 @@ def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
     refused: list[tuple[str, type, Any, str]] = [
         ("--dataset_name", str, None, NO_DATASETS),
         ("--dataset_config_name", str, None, NO_DATASETS),
+        ("--class_prompt", str, None, PRIOR_POINTER),
         ("--prior_generation_precision", str, None, PRIOR_POINTER),
         ("--sample_batch_size", int, 4, PRIOR_POINTER),
     ]

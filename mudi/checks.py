@@ -4,6 +4,7 @@ Knows no torch.
 """
 
 import argparse
+import json
 import logging
 import os
 from collections import Counter
@@ -19,6 +20,8 @@ from mudi.checkpoints import resolve_resume
 from mudi.metadata import MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
 
+MODEL_INDEX = "model_index.json"
+DEFAULT_CAPTION_KEY = "text"
 PRIOR_FILENAME = "class_metadata.jsonl"
 MAX_PROMPTS = 2000  # each is encoded once and kept; SDXL's take 0.3 MB apiece in half precision
 
@@ -34,16 +37,17 @@ class Data:
     scales: dict[str, float] | None
 
 
-def check_args(args: argparse.Namespace, multiple_of: int = 8) -> list[str]:
+def check_args(args: argparse.Namespace, family: str = "", multiple_of: int = 8) -> list[str]:
     """Return everything that is wrong with the shared flags, one line each.
 
     Args:
+        family: how the base pipeline's class name begins.
         multiple_of: what the resolution must be divisible by (px).
     """
     return [
         *args.refused,
         *_number_complaints(args),
-        *_model_complaints(args),
+        *_model_complaints(args, family),
         *_data_complaints(args, multiple_of),
         *_optimizer_complaints(args),
         *_output_complaints(args),
@@ -58,7 +62,7 @@ def _number_complaints(args: argparse.Namespace) -> list[str]:
         "lr_num_cycles"
     ).split()
     at_least_zero = (
-        "seed segmix_start_step dataloader_num_workers lr_warmup_steps prior_loss_weight "
+        "seed dco_beta segmix_start_step dataloader_num_workers lr_warmup_steps prior_loss_weight "
         "adam_weight_decay adam_weight_decay_text_encoder"
     ).split()
     above_zero = "learning_rate text_encoder_lr adam_epsilon max_grad_norm lr_power".split()
@@ -85,12 +89,20 @@ def _below(value: float | None, bound: float) -> bool:
     return value is not None and not value >= bound
 
 
-def _model_complaints(args: argparse.Namespace) -> list[str]:
-    if not args.pretrained_model_name_or_path:
-        return ["--pretrained_model_name_or_path is missing: a base model's folder or hub id"]
-    return model_folder_complaints(
-        "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "model_index.json"
-    )
+def _model_complaints(args: argparse.Namespace, family: str) -> list[str]:
+    flag, name = "--pretrained_model_name_or_path", args.pretrained_model_name_or_path
+    if not name:
+        return [f"{flag} is missing: a base model's folder or hub id"]
+    found = model_folder_complaints(flag, name, MODEL_INDEX)
+    if found or not Path(name).is_dir():
+        return found
+    try:
+        kind = json.loads((Path(name) / MODEL_INDEX).read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{flag} {name}: its {MODEL_INDEX} is broken ({error!r})"]
+    if not str(kind).startswith(family):
+        return [f"{flag} {name}: a {kind}; this script trains {family} models"]
+    return []
 
 
 def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
@@ -223,7 +235,7 @@ def _load(args: argparse.Namespace, complaints: list[str]) -> Subjects | None:
         return load_subjects(
             args.instance_data_dir,
             min_subjects=2 if args.segmix_prob > 0 else 1,
-            caption_key=args.caption_column,
+            caption_key=args.caption_column or DEFAULT_CAPTION_KEY,
         )
     except MetadataError as error:
         complaints += error.problems
@@ -235,7 +247,11 @@ def _load_prior(
 ) -> Subjects | None:
     path = f"{args.class_data_dir}/{PRIOR_FILENAME}"
     try:
-        prior = load_subjects(args.class_data_dir, PRIOR_FILENAME, caption_key=args.caption_column)
+        prior = load_subjects(
+            args.class_data_dir,
+            PRIOR_FILENAME,
+            caption_key=args.caption_column or DEFAULT_CAPTION_KEY,
+        )
     except MetadataError as error:
         complaints += [f"{problem} ({PRIOR_POINTER})" for problem in error.problems[:1]]
         complaints += error.problems[1:]

@@ -42,6 +42,7 @@ class SampleOptions:
         scales: fixed fraction of the largest scale by subject id; None draws it each time.
         center_crop: crop photos in the middle instead of at random.
         random_flip: mirror every other photo; in a collage every cut-out by its own coin.
+        num_crops: evenly spread crop positions a photo; None: any pixel.
     """
 
     resolution: int
@@ -52,6 +53,7 @@ class SampleOptions:
     scales: dict[str, float] | None = None
     center_crop: bool = False
     random_flip: bool = False
+    num_crops: int | None = None
 
 
 class Draw(NamedTuple):
@@ -73,13 +75,21 @@ class Conditioning(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """pixels (S, S, 3) uint8; mask (S, S) bool, True everywhere in an unmixed photo."""
+    """pixels (S, S, 3) uint8; mask (S, S) bool, True everywhere in an unmixed photo.
+
+    `key` tells an unmixed sample's pixels from all others'; a collage, which never comes again,
+    has None.
+    """
 
     pixels: np.ndarray
     mask: np.ndarray
     prompt: str
     conditioning: Conditioning
-    mixed: bool
+    key: tuple | None
+
+    @property
+    def mixed(self) -> bool:
+        return self.key is None
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Batch:
         mask: (B, 1, S, S) bool.
         conditioning: (B, 4) int64; see `Conditioning`.
         prompts: B texts.
-        mixed: B flags.
+        keys: of the B samples; see `Sample`.
         num_subjects: how many of the B samples show subjects; the rest are the prior's.
     """
 
@@ -99,8 +109,12 @@ class Batch:
     mask: Tensor
     conditioning: Tensor
     prompts: list[str]
-    mixed: list[bool]
+    keys: list[tuple | None]
     num_subjects: int
+
+    @property
+    def mixed(self) -> list[bool]:
+        return [key is None for key in self.keys]
 
     def to(self, device: torch.device) -> "Batch":
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in _TENSORS}
@@ -156,17 +170,24 @@ class SegMixDataset(Dataset):
     def _single(self, photo: Photo, rng: random.Random) -> Sample:
         size = self.options.resolution
         image, (height, width) = self._photo(photo.image)
-        if self.options.random_flip and rng.random() < 0.5:
+        flipped = self.options.random_flip and rng.random() < 0.5
+        if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        room_x, room_y = image.width - size, image.height - size
-        if self.options.center_crop:
-            left, top = room_x // 2, room_y // 2
-        else:
-            left, top = rng.randint(0, room_x), rng.randint(0, room_y)
+        left, top = self._crop(image.width - size, image.height - size, rng)
         pixels = np.array(image.crop((left, top, left + size, top + size)))
         everywhere = np.ones((size, size), dtype=bool)
         conditioning = Conditioning(height, width, top, left)
-        return Sample(pixels, everywhere, photo.caption, conditioning, mixed=False)
+        key = (str(photo.image), left, top, flipped)
+        return Sample(pixels, everywhere, photo.caption, conditioning, key)
+
+    def _crop(self, room_x: int, room_y: int, rng: random.Random) -> tuple[int, int]:
+        """Return left and top of the crop; one of the two rooms is 0."""
+        if self.options.center_crop:
+            return room_x // 2, room_y // 2
+        if self.options.num_crops is None:
+            return rng.randint(0, room_x), rng.randint(0, room_y)
+        place = rng.randrange(self.options.num_crops) / max(1, self.options.num_crops - 1)
+        return round(place * room_x), round(place * room_y)
 
     def _mix(self, photo: Photo, rng: random.Random) -> Sample:
         others = [s for s in self.subjects.names if s != photo.subject]
@@ -198,7 +219,7 @@ class SegMixDataset(Dataset):
             opt.style, [names[photo.subject] for photo in photos], collage.background
         )
         conditioning = Conditioning(opt.resolution, opt.resolution, 0, 0)
-        return Sample(np.array(collage.image), collage.mask, prompt, conditioning, mixed=True)
+        return Sample(np.array(collage.image), collage.mask, prompt, conditioning, key=None)
 
     @cachedmethod(lambda self: self._photos)
     def _photo(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:
@@ -271,7 +292,7 @@ def collate(drawn: list[list[Sample]]) -> Batch:
         mask=torch.from_numpy(np.stack([s.mask for s in samples]))[:, None],
         conditioning=torch.tensor([s.conditioning for s in samples]),
         prompts=[s.prompt for s in samples],
-        mixed=[s.mixed for s in samples],
+        keys=[s.key for s in samples],
         num_subjects=len(drawn),
     )
 

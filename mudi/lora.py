@@ -32,6 +32,7 @@ TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 # What kohya's file calls each part; the tools that read it tell the encoders apart by this.
 _KOHYA_PREFIXES = {
     "unet": "lora_unet",
+    "transformer": "lora_transformer",
     "text_encoder": "lora_te1",
     "text_encoder_2": "lora_te2",
 }
@@ -87,13 +88,19 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def save_lora(folder: Path, pipeline_class: Any, models: Mapping[str, Any]) -> Path:
+def save_lora(
+    folder: Path,
+    pipeline_class: Any,
+    models: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """Write WEIGHTS_NAME into folder, complete or not at all.
 
     Args:
         folder: made if need be.
         pipeline_class: knows the file's layout, e.g. StableDiffusionXLPipeline.
         models: adapted models by the pipeline's part names ("unet", "text_encoder", …).
+        dtype: precision in the file.
 
     Returns:
         The file. Its header carries each adapter's rank, alpha and targets.
@@ -106,8 +113,7 @@ def save_lora(folder: Path, pipeline_class: Any, models: Mapping[str, Any]) -> P
         if bad:
             raise ValueError(f"the {name} adapter is broken, {bad[0]} is not finite; not saved")
     layers = {
-        f"{name}_lora_layers": convert_state_dict_to_diffusers(_peft_state(model))
-        for name, model in models.items()
+        f"{name}_lora_layers": _as_saved(name, model, dtype) for name, model in models.items()
     }
     headers = {
         f"{name}_lora_adapter_metadata": model.peft_config[ADAPTER].to_dict()
@@ -164,6 +170,12 @@ def read_header(file: Path) -> dict[str, Any]:
     """Return the adapter settings in a LoRA file's header, as {"unet.r": 32, …}."""
     with safe_open(file, framework="pt") as opened:
         return json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
+def _as_saved(name: str, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights under the key names that diffusers' own trainers give this part."""
+    state = {key: value.to(dtype) for key, value in _peft_state(model).items()}
+    return state if name == "transformer" else convert_state_dict_to_diffusers(state)
 
 
 def _peft_state(model: Any) -> dict[str, Tensor]:

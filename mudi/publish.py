@@ -1,14 +1,22 @@
 """The model card beside the weights, and the upload to the hub."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
 from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from mudi.files import write_text
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import Subjects
+from mudi.saving import save_results
+
+logger = get_logger("mudi")
 
 # What a run needs to be continued or watched, and nobody who uses the result.
 NOT_UPLOADED = ["checkpoint-*/**", "logs/**", "wandb/**", ".*"]
@@ -33,12 +41,11 @@ def check_login(args: argparse.Namespace) -> list[str]:
 
 
 def write_model_card(
-    folder: Path, args: argparse.Namespace, subjects: Subjects, family: str, pipeline: str
+    folder: Path, args: argparse.Namespace, subjects: Subjects, pipeline: str
 ) -> Path:
     """Write README.md: what was trained on what, and a snippet that loads it.
 
     Args:
-        family: "SDXL" or "FLUX".
         pipeline: name of the diffusers pipeline.
     """
     base = args.pretrained_model_name_or_path
@@ -59,7 +66,7 @@ def write_model_card(
 {data.to_yaml()}
 ---
 
-# {family} LoRA of {len(subjects.names)} subjects: {repository_name(args).split("/")[-1]}
+# {repository_name(args).split("/")[-1]}: a LoRA of {len(subjects.names)} subjects
 
 A LoRA of rank {args.rank} for `{base}`, trained with Seg-Mix
 ([MuDI](https://arxiv.org/abs/2404.04243)) so that its subjects can appear in one picture without
@@ -82,6 +89,29 @@ in `run_arguments.json`.
 {gallery}
 """,
     )
+
+
+def finish(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    subjects: Subjects,
+    pipeline_class: Any,
+    models: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the results and the model card, upload them if asked for, close the trackers.
+
+    Args:
+        dtype: precision of the LoRA's file.
+    """
+    if accelerator.is_main_process:
+        folder = Path(args.output_dir)
+        save_results(folder, args, pipeline_class, models, dtype)
+        write_model_card(folder, args, subjects, pipeline_class.__name__)
+        logger.info(f"the LoRA is {folder / WEIGHTS_NAME}")
+        if args.push_to_hub:
+            logger.info(f"uploaded: {push(folder, args)}")
+    accelerator.end_training()
 
 
 def push(folder: Path, args: argparse.Namespace) -> str:

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,21 @@ from accelerate.utils import (
     set_seed,
 )
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mudi.args import resolve_mixed_precision, trackers
+from mudi.args import CACHED_CROPS, resolve_mixed_precision, trackers
 from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume
+from mudi.checks import load_data
 from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
 from mudi.files import clean_up, write_image
 from mudi.metadata import Subjects
 from mudi.preview import collage_sheet
+from mudi.publish import check_login
 from mudi.saving import public_arguments
 from mudi.segmix import SegMixStyle
+
+Sampler = Callable[[int], Image.Image]  # seed -> image
 
 COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
@@ -41,7 +47,8 @@ SHAPE_SETTINGS = "rank use_dora train_text_encoder optimizer use_8bit_adam".spli
 # What the draws and rates depend on: a run that differs here goes on, but not as it would have.
 DRAW_SETTINGS = (
     "seed train_batch_size gradient_accumulation_steps repeats resolution segmix_prob "
-    "segmix_start_step segmix_num_subjects random_flip center_crop mixed_precision "
+    "segmix_start_step segmix_num_subjects random_flip center_crop cache_latents "
+    "mixed_precision "
     "learning_rate lr_scheduler"
 ).split()
 
@@ -54,6 +61,51 @@ class SetupError(SystemExit):
 
 class NonFiniteLossError(SystemExit):
     """Ends the program with one line: the loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stands before a model is loaded."""
+
+    accelerator: Accelerator
+    plan: "Plan"
+    dataset: SegMixDataset
+
+
+def set_up(
+    args: argparse.Namespace,
+    complaints: list[str],
+    style: SegMixStyle,
+    on_gpu: str,
+    tracker: str,
+) -> Run:
+    """Check flags and data, start accelerate and the trackers, plan the run, show the collages.
+
+    Args:
+        complaints: what is wrong with the flags.
+        on_gpu: the script's own precision on a GPU.
+        tracker: name of the project in the trackers.
+
+    Raises:
+        SystemExit: anything is wrong; the message says all of it.
+    """
+    data = load_data(args, style, [*complaints, *check_login(args)])
+    accelerator = make_accelerator(args, on_gpu)
+    plan = plan_run(accelerator, args, data.subjects)
+    start_trackers(accelerator, args, tracker)
+    dataset = SegMixDataset(data.subjects, sample_options(args, style, data.scales), data.prior)
+    log_collages(accelerator, args, dataset)
+    return Run(accelerator, plan, dataset)
+
+
+def save_memory(args: argparse.Namespace, denoiser: Any, encoders: dict[str, Any]) -> None:
+    """Switch on what the flags say of attention and of gradient checkpointing."""
+    if args.enable_xformers_memory_efficient_attention:
+        denoiser.enable_xformers_memory_efficient_attention()
+    if args.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+        for encoder in encoders.values():
+            encoder.gradient_checkpointing_enable()
 
 
 def make_accelerator(args: argparse.Namespace, on_gpu: str) -> Accelerator:
@@ -204,6 +256,7 @@ def sample_options(
         scales=scales,
         center_crop=args.center_crop,
         random_flip=args.random_flip,
+        num_crops=CACHED_CROPS if args.cache_latents else None,
     )
 
 
@@ -298,3 +351,42 @@ def log_collages(
     if args.segmix_prob > 0 and accelerator.is_main_process:
         sheet = collage_sheet(dataset, COLLAGES_SHOWN, args.seed)
         log_images(accelerator, Path(args.output_dir), "collages", [sheet], 0)
+
+
+def report(accelerator: Accelerator, progress: tqdm, step: int, **scalars: float) -> None:
+    """Show an optimizer step's numbers in the progress bar and hand them to the trackers."""
+    progress.update()
+    progress.set_postfix({key: f"{value:.3g}" for key, value in scalars.items()})
+    accelerator.log(scalars, step=step)
+
+
+def validate_if_due(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    plan: Plan,
+    denoiser: nn.Module,
+    sample: Sampler | None,
+    step: int,
+) -> None:
+    """Every --validation_epochs and at the end, make images with `sample` and log them."""
+    due = step % plan.validation_steps == 0 or step == plan.num_steps
+    if sample is None or not due or not accelerator.is_main_process:
+        return
+    denoiser.eval()
+    with accelerator.autocast():
+        images = [sample(args.seed + i) for i in range(args.num_validation_images)]
+    denoiser.train()
+    log_images(accelerator, plan.output_dir / "validation", "validation", images, step)
+
+
+@contextmanager
+def told_in_one_line(flag: str, name: str) -> Iterator[None]:
+    """Turn a failure to load what a flag names into one line.
+
+    Raises:
+        SetupError: in place of OSError and ValueError.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{flag} {name}: {str(error).splitlines()[0]}") from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
@@ -71,23 +72,41 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def save_results(
-    folder: Path, args: argparse.Namespace, pipeline_class: Any, models: Mapping[str, Any]
+def save_if_due(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    pipeline_class: Any,
+    models: Mapping[str, Any],
+    step: int,
 ) -> None:
-    """Write the LoRA, its kohya twin if asked for, and the run's arguments into folder."""
-    lora.save_lora(folder, pipeline_class, models)
+    """Write save-<step> and checkpoint-<step> at the steps that the flags name."""
+    output_dir = Path(args.output_dir)
+    if step % args.save_steps == 0 and accelerator.is_main_process:
+        folder = output_dir / f"save-{step}"
+        save_results(temporary_folder(folder), args, pipeline_class, models)
+        finish_folder(folder)
+    if step % args.checkpointing_steps == 0:
+        save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit)
+
+
+def save_results(
+    folder: Path,
+    args: argparse.Namespace,
+    pipeline_class: Any,
+    models: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the LoRA, its kohya twin if asked for, and the run's arguments into folder.
+
+    Args:
+        dtype: precision of the LoRA's file.
+    """
+    lora.save_lora(folder, pipeline_class, models, dtype)
     if args.output_kohya_format:
         lora.save_kohya(folder, models)
     arguments = json.dumps(public_arguments(args), indent=2, ensure_ascii=False)
     write_text(folder / ARGUMENTS_NAME, arguments + "\n")
-
-
-def save_step(
-    folder: Path, args: argparse.Namespace, pipeline_class: Any, models: Mapping[str, Any]
-) -> None:
-    """Write the results so far into a folder of their own, complete or not at all."""
-    save_results(temporary_folder(folder), args, pipeline_class, models)
-    finish_folder(folder)
 
 
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:

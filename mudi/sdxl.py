@@ -1,7 +1,5 @@
 """SDXL: load its parts, encode prompts and images, and the noise schedules it is trained with."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +15,11 @@ from diffusers.training_utils import compute_snr, free_memory
 from PIL import Image
 from torch import Tensor, nn
 
-from mudi.data import to_float
-from mudi.losses import masked_mse, min_snr_weight
+from mudi.denoising import PromptEncoder
+from mudi.latents import decode_latents
+from mudi.losses import min_snr_weight
 
-# prompts -> (B, 77, D) token embeddings and (B, P) pooled ones
-PromptEncoder = Callable[[list[str]], tuple[Tensor, Tensor]]
+NO_PROMPT = ""  # the unconditional half of classifier-free guidance
 
 
 def load_schedule(
@@ -61,48 +59,12 @@ def load_vae(base: str, half_safe: str | None, dtype: torch.dtype, **hub: Any) -
     return vae.requires_grad_(False)
 
 
-def encode_images(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample latents of pixels (B, H, W, 3) uint8: (B, 4, h, w) float32, as the UNet sees them."""
-    images = to_float(pixels).to(vae.dtype)
-    latents = vae.encode(images).latent_dist.sample(generator).float()
-    mean, std = _latent_statistics(vae, latents)
-    return (latents - mean) * vae.config.scaling_factor / std
-
-
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Undo `encode_images`: (B, 4, h, w) -> (B, 3, H, W) in [-1, 1], in the VAE's precision."""
-    mean, std = _latent_statistics(vae, latents.float())
-    unscaled = latents.float() * std / vae.config.scaling_factor + mean
-    return vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
-
-
-def _latent_statistics(vae: AutoencoderKL, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the VAE's latent mean and deviation (1, C, 1, 1); 0 and 1 where it has none."""
-    if vae.config.latents_mean is None or vae.config.latents_std is None:
-        return latents.new_zeros(1), latents.new_ones(1)
-    statistics = latents.new_tensor([vae.config.latents_mean, vae.config.latents_std])
-    mean, std = statistics[:, None, :, None, None]
-    return mean, std
-
-
 def encode_prompts(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> tuple:
     """Encode prompts live: (B, 77, D) and (B, P). Gradients flow where the encoders train."""
     tokens, _, pooled, _ = pipeline.encode_prompt(
         prompts, device=pipeline.text_encoder.device, do_classifier_free_guidance=False
     )
     return tokens, pooled
-
-
-class PromptTable:
-    """Prompts encoded once; looks them up afterwards, so that the encoders can be freed."""
-
-    def __init__(self, pipeline: StableDiffusionXLPipeline, prompts: list[str]):
-        with torch.no_grad():
-            self._entries = {p: encode_prompts(pipeline, [p]) for p in prompts}
-
-    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens, pooled = zip(*(self._entries[prompt] for prompt in prompts), strict=True)
-        return torch.cat(tokens), torch.cat(pooled)
 
 
 class Denoiser(nn.Module):
@@ -124,14 +86,12 @@ class Denoiser(nn.Module):
         self._encode = encode
 
     def forward(
-        self, sample: Tensor, timesteps: Tensor, prompts: list[str], time_ids: Tensor
+        self, sample: Tensor, timesteps: Tensor, prompts: list[str], conditions: Tensor
     ) -> Tensor:
-        """Run the network: (B, 4, h, w), (B,), B texts, (B, 6) -> (B, 4, h, w)."""
+        """Run the network: (B, 4, h, w), (B,), B texts, (B, 6) sizes -> (B, 4, h, w)."""
         tokens, pooled = self._encode(prompts)
-        conditions = {"text_embeds": pooled, "time_ids": time_ids}
-        return self.unet(
-            sample, timesteps, tokens, added_cond_kwargs=conditions, return_dict=False
-        )[0]
+        added = {"text_embeds": pooled, "time_ids": conditions}
+        return self.unet(sample, timesteps, tokens, added_cond_kwargs=added, return_dict=False)[0]
 
 
 class NoiseSchedule:
@@ -214,68 +174,7 @@ class NoiseSchedule:
         return self.scheduler.sigmas.to(levels.device)[levels][:, None, None, None]
 
 
-@dataclass(frozen=True)
-class DenoisingTask:
-    """What the network is asked in one pass, and what would be right.
-
-    Attributes:
-        noisy, target: (B, 4, h, w) float32.
-        levels: (B,) noise levels of `schedule`.
-        weight: (B, 1, h, w), the soft mask at latent size.
-        time_ids: (B, 6) original height and width, crop top and left, target height and width.
-    """
-
-    schedule: NoiseSchedule
-    noisy: Tensor
-    target: Tensor
-    levels: Tensor
-    weight: Tensor
-    prompts: list[str]
-    time_ids: Tensor
-
-    def first(self, count: int) -> "DenoisingTask":
-        """Return the task of the first samples only."""
-        tensors = ("noisy", "target", "levels", "weight", "time_ids")
-        cut = {name: getattr(self, name)[:count] for name in tensors}
-        return DenoisingTask(schedule=self.schedule, prompts=self.prompts[:count], **cut)
-
-
-def make_task(
-    schedule: NoiseSchedule,
-    latents: Tensor,
-    weight: Tensor,
-    prompts: list[str],
-    time_ids: Tensor,
-    generator: torch.Generator,
-) -> DenoisingTask:
-    """Draw noise and levels for latents (B, 4, h, w) float32."""
-    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    levels = schedule.sample_levels(len(latents), generator)
-    return DenoisingTask(
-        schedule=schedule,
-        noisy=schedule.add_noise(latents, noise, levels),
-        target=schedule.target(latents, noise, levels),
-        levels=levels,
-        weight=weight,
-        prompts=prompts,
-        time_ids=time_ids,
-    )
-
-
-def denoising_errors(denoiser: nn.Module, task: DenoisingTask) -> Tensor:
-    """Return L: the weighted squared error of each sample (B,) float32."""
-    schedule, levels = task.schedule, task.levels
-    output = denoiser(
-        schedule.network_input(task.noisy, levels),
-        schedule.timesteps(levels),
-        task.prompts,
-        task.time_ids,
-    )
-    prediction = schedule.prediction(output, task.noisy, levels)
-    return schedule.weights(levels) * masked_mse(prediction, task.target, task.weight)
-
-
-def time_ids(conditioning: Tensor, resolution: int, real_sizes: bool) -> Tensor:
+def size_conditions(conditioning: Tensor, resolution: int, real_sizes: bool) -> Tensor:
     """Return SDXL's size conditions (B, 6) for conditioning (B, 4).
 
     Published runs tell the network that every sample is an uncropped resolution x resolution
@@ -287,50 +186,6 @@ def time_ids(conditioning: Tensor, resolution: int, real_sizes: bool) -> Tensor:
     return torch.cat([conditioning, target], dim=1)
 
 
-class Validator:
-    """Makes the validation images; encodes the prompt before the text encoders may be freed."""
-
-    def __init__(self, pipeline: StableDiffusionXLPipeline, prompt: str, trained_encoders: bool):
-        self._pipeline = pipeline
-        self._inputs: dict[str, Any] = {"prompt": prompt}
-        if not trained_encoders:
-            names = ("prompt_embeds", "negative_prompt_embeds")
-            pooled = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-            with torch.no_grad():
-                encoded = pipeline.encode_prompt(prompt, device=pipeline.text_encoder.device)
-            self._inputs = dict(zip((*names, *pooled), encoded, strict=True))
-
-    def __call__(
-        self,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        count: int,
-        resolution: int,
-        num_steps: int,
-        seed: int,
-    ) -> list[Image.Image]:
-        """Return `count` images of the prompt by the adapted model."""
-        pipeline = StableDiffusionXLPipeline(
-            **{**self._pipeline.components, "unet": unet, "vae": vae}
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        images = []
-        for i in range(count):
-            generator = torch.Generator(unet.device).manual_seed(seed + i)
-            latents = pipeline(
-                **self._inputs,
-                height=resolution,
-                width=resolution,
-                num_inference_steps=num_steps,
-                generator=generator,
-                output_type="latent",
-            ).images
-            with torch.no_grad():
-                decoded = decode_latents(vae, latents).float()
-            images += pipeline.image_processor.postprocess(decoded, output_type="pil")
-        return images
-
-
 def text_encoders(pipeline: StableDiffusionXLPipeline) -> dict[str, Any]:
     """Return both text encoders by part name."""
     return {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
@@ -340,3 +195,37 @@ def free_text_encoders(pipeline: StableDiffusionXLPipeline) -> None:
     """Drop the text encoders from the pipeline and give their memory back."""
     pipeline.register_modules(text_encoder=None, text_encoder_2=None)
     free_memory()
+
+
+def sample_image(
+    pipeline: StableDiffusionXLPipeline,
+    encode: PromptEncoder,
+    prompt: str,
+    resolution: int,
+    num_steps: int,
+    seed: int,
+) -> Image.Image:
+    """Make one square image; decodes in the VAE's own precision, whatever the UNet's.
+
+    Args:
+        encode: must know the prompt and NO_PROMPT.
+    """
+    with torch.no_grad():
+        (tokens, pooled), (no_tokens, no_pooled) = encode([prompt]), encode([NO_PROMPT])
+    if pipeline.config.force_zeros_for_empty_prompt:
+        no_tokens, no_pooled = torch.zeros_like(tokens), torch.zeros_like(pooled)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline(
+        prompt_embeds=tokens,
+        pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=no_tokens,
+        negative_pooled_prompt_embeds=no_pooled,
+        height=resolution,
+        width=resolution,
+        num_inference_steps=num_steps,
+        generator=torch.Generator(pipeline.unet.device).manual_seed(seed),
+        output_type="latent",
+    ).images
+    with torch.no_grad():
+        decoded = decode_latents(pipeline.vae, latents).float()
+    return pipeline.image_processor.postprocess(decoded, output_type="pil")[0]

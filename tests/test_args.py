@@ -244,9 +244,15 @@ def test_a_base_model_that_is_neither_there_nor_a_hub_id_is_told(name):
 
 
 def test_a_base_model_folder_without_a_model_is_told(tmp_path):
-    [complaint] = complaints(f"--pretrained_model_name_or_path {tmp_path}")
+    flag = "--pretrained_model_name_or_path"
+    [complaint] = complaints(f"{flag} {tmp_path}")
     assert "the folder has no model_index.json" in complaint
-    (tmp_path / "model_index.json").touch()
+    index = tmp_path / "model_index.json"
+    index.touch()
+    assert "its model_index.json is broken" in complaints(f"{flag} {tmp_path}")[0]
+    index.write_text('{"_class_name": "FluxPipeline"}')
+    [complaint] = check_args(parse(f"{flag} {tmp_path}"), family="StableDiffusionXL")
+    assert "a FluxPipeline; this script trains StableDiffusionXL models" in complaint
     assert complaints(f"--pretrained_model_name_or_path {tmp_path}") == []
 
 

@@ -367,3 +367,19 @@ def test_a_big_photo_is_kept_at_training_size(tmp_path):
     [sample] = SegMixDataset(subjects, NEVER)[Draw(0, 0, "x")]
     assert sample.conditioning[:2] == (480, 640)
     assert sample.pixels.shape == (SIZE, SIZE, 3)
+
+
+def test_cached_crops_are_few_and_a_key_tells_the_pixels(subjects):
+    """Plain photos come again under their key; every collage is a new picture without one."""
+    options = replace(ALWAYS, segmix_prob=0.3, num_crops=4, random_flip=True)
+    dataset = SegMixDataset(subjects, options)
+    seen: dict[tuple, bytes] = {}
+    for draw in draws(300):
+        [sample] = dataset[draw]
+        assert (sample.key is None) == sample.mixed
+        if sample.key is not None:
+            pixels = sample.pixels.tobytes()
+            assert seen.setdefault(sample.key, pixels) == pixels
+    photos = {key[0] for key in seen}
+    assert len(photos) == len(subjects.photos)
+    assert len(seen) == len(photos) * 4 * 2  # crops and flips

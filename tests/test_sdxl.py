@@ -1,6 +1,7 @@
 """The SDXL losses against hand-computed cases, on the tiny pipeline where a network is needed."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from diffusers import (
 )
 from training import loaded
 
-import train_segmix_lora_sdxl as script
-from mudi import lora, sdxl
+from mudi import denoising, lora, sdxl
+from mudi.latents import LatentCache, decode_latents, encode_images
 from mudi.losses import dco_loss
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -44,34 +45,40 @@ def make_task(schedule, levels, latent=2.0, noise=0.5, weight=1.0):
     shape = (len(levels), 4, 2, 2)
     latents, epsilon = torch.full(shape, latent), torch.full(shape, noise)
     levels = torch.tensor(levels)
-    return sdxl.DenoisingTask(
+    return denoising.DenoisingTask(
         schedule=schedule,
         noisy=schedule.add_noise(latents, epsilon, levels),
         target=schedule.target(latents, epsilon, levels),
         levels=levels,
         weight=torch.full((len(levels), 1, 2, 2), weight),
         prompts=[""] * len(levels),
-        time_ids=torch.zeros(len(levels), 6),
+        conditions=torch.zeros(len(levels), 6),
     )
 
 
 def real_task(schedule, count=2):
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(count, 4, 8, 8, generator=generator)
-    ids = sdxl.time_ids(torch.tensor([[64, 64, 0, 0]] * count), 64, real_sizes=False)
+    ids = sdxl.size_conditions(torch.tensor([[64, 64, 0, 0]] * count), 64, real_sizes=False)
     weight = torch.ones(count, 1, 8, 8)
-    return sdxl.make_task(schedule, latents, weight, PROMPTS[:count], ids, generator)
+    return denoising.make_task(schedule, latents, weight, PROMPTS[:count], ids, generator)
+
+
+def loss_of(args, denoiser, task, num_subjects):
+    return denoising.training_loss(
+        denoiser, denoiser, task, num_subjects, args.dco_beta, args.prior_loss_weight
+    )
 
 
 def test_noise_prediction_error_by_hand():
     schedule = sdxl.NoiseSchedule(DDPMScheduler(**BETAS))
-    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, [10, 900], weight=0.5))
+    errors = denoising.denoising_errors(Constant(0.2), make_task(schedule, [10, 900], weight=0.5))
     assert errors.tolist() == pytest.approx([0.5 * (0.5 - 0.2) ** 2] * 2, rel=1e-5)
 
 
 def test_velocity_prediction_error_by_hand():
     schedule = sdxl.NoiseSchedule(DDPMScheduler(prediction_type="v_prediction", **BETAS))
-    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, [10, 900]))
+    errors = denoising.denoising_errors(Constant(0.2), make_task(schedule, [10, 900]))
     a = alphas()[[10, 900]]
     velocity = np.sqrt(a) * 0.5 - np.sqrt(1 - a) * 2.0
     assert errors.tolist() == pytest.approx(list((velocity - 0.2) ** 2), rel=1e-4)
@@ -81,8 +88,8 @@ def test_velocity_prediction_error_by_hand():
 def test_min_snr_error_by_hand(kind):
     schedule = sdxl.NoiseSchedule(DDPMScheduler(prediction_type=kind, **BETAS), snr_gamma=5.0)
     plain = sdxl.NoiseSchedule(schedule.scheduler)
-    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, [10, 900]))
-    unweighted = sdxl.denoising_errors(Constant(0.2), make_task(plain, [10, 900]))
+    errors = denoising.denoising_errors(Constant(0.2), make_task(schedule, [10, 900]))
+    unweighted = denoising.denoising_errors(Constant(0.2), make_task(plain, [10, 900]))
     snr = alphas()[[10, 900]] / (1 - alphas()[[10, 900]])
     weight = np.minimum(snr, 5.0) / snr + (kind == "v_prediction")
     assert (errors / unweighted).tolist() == pytest.approx(list(weight), rel=1e-4)
@@ -93,7 +100,7 @@ def test_edm_style_error_by_hand(kind):
     """Prediction as clean latent: x - s*F, or x/(s^2+1) - s*F/sqrt(s^2+1); weight s^-2."""
     schedule = sdxl.NoiseSchedule(EulerDiscreteScheduler(prediction_type=kind, **BETAS))
     levels = [100, 950]  # EDM levels run from the noisiest
-    errors = sdxl.denoising_errors(Constant(0.2), make_task(schedule, levels, weight=0.5))
+    errors = denoising.denoising_errors(Constant(0.2), make_task(schedule, levels, weight=0.5))
     a = alphas()[[999 - level for level in levels]]
     s = np.sqrt((1 - a) / a)
     x = 2.0 + s * 0.5
@@ -119,7 +126,7 @@ def test_edm_base_error_by_hand():
     s = schedule.scheduler.sigmas[500].item()
     skip, out = 0.25 / (s**2 + 0.25), s * 0.5 / math.sqrt(s**2 + 0.25)
     expected = (skip * (2 + 0.5 * s) + out * 0.2 - 2.0) ** 2
-    errors = sdxl.denoising_errors(Constant(0.2), task)
+    errors = denoising.denoising_errors(Constant(0.2), task)
     assert errors.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -156,7 +163,7 @@ def test_a_base_with_an_edm_scheduler_is_trained_edm_style(tiny_sdxl, tmp_path):
 def test_dco_of_a_fresh_lora_is_log_two(tiny_sdxl, tmp_path, more):
     args, models = loaded(tiny_sdxl, tmp_path, more)
     denoiser = models.denoiser.train()
-    loss = script.training_loss(args, denoiser, denoiser, real_task(models.schedule), 2)
+    loss = loss_of(args, denoiser, real_task(models.schedule), 2)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-4)
     loss.backward()
     for model in models.adapted.values():
@@ -184,12 +191,12 @@ def test_the_reference_pass_is_the_base_model_after_the_weights_moved(
     denoiser = models.denoiser.train()
     with torch.no_grad():
         with lora.adapters_off(denoiser):
-            before = sdxl.denoising_errors(denoiser, task)
+            before = denoising.denoising_errors(denoiser, task)
         move_weights(models)
-        adapted = sdxl.denoising_errors(denoiser, task)
+        adapted = denoising.denoising_errors(denoiser, task)
         with lora.adapters_off(denoiser):
-            reference = sdxl.denoising_errors(denoiser, task)
-        again = sdxl.denoising_errors(denoiser, task)
+            reference = denoising.denoising_errors(denoiser, task)
+        again = denoising.denoising_errors(denoiser, task)
     assert torch.equal(reference, before)
     assert not torch.allclose(adapted, before, rtol=1e-3)
     assert torch.equal(again, adapted)
@@ -215,17 +222,17 @@ def test_prior_and_dco_split_their_halves(tiny_sdxl, tmp_path):
     args, models = loaded(tiny_sdxl, tmp_path, "--dco_beta 3 --prior_loss_weight 0.25")
     move_weights(models)
     denoiser, task = models.denoiser, real_task(models.schedule)
-    errors = sdxl.denoising_errors(denoiser, task)
+    errors = denoising.denoising_errors(denoiser, task)
     with lora.adapters_off(denoiser):
-        reference = sdxl.denoising_errors(denoiser, task)
-    loss = script.training_loss(args, denoiser, denoiser, task, 1)
+        reference = denoising.denoising_errors(denoiser, task)
+    loss = loss_of(args, denoiser, task, 1)
     expected = dco_loss(errors[0], reference[0], 3.0) + 0.25 * errors[1]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
     args.dco_beta = 0.0
-    loss = script.training_loss(args, denoiser, denoiser, task, 1)
+    loss = loss_of(args, denoiser, task, 1)
     assert loss.item() == pytest.approx((errors[0] + 0.25 * errors[1]).item(), rel=1e-5)
-    loss = script.training_loss(args, denoiser, denoiser, task, 2)
+    loss = loss_of(args, denoiser, task, 2)
     assert loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
 
 
@@ -236,7 +243,7 @@ def test_a_masked_out_region_gets_no_gradient(tiny_sdxl, tmp_path, more):
     task.weight[:, :, :, :4] = 0.0  # soft_alpha 0 with the subject in the right half
     outputs = []
     models.denoiser.register_forward_hook(lambda _m, _i, output: outputs.append(output))
-    loss = script.training_loss(args, models.denoiser, models.denoiser, task, 2)
+    loss = loss_of(args, models.denoiser, task, 2)
     gradient = torch.autograd.grad(loss, outputs[-1])[0]
     assert gradient[..., :4].abs().max() == 0
     assert gradient[..., 4:].abs().min() > 0
@@ -245,25 +252,61 @@ def test_a_masked_out_region_gets_no_gradient(tiny_sdxl, tmp_path, more):
 def test_latents_are_scaled_by_the_vaes_own_statistics(tiny_sdxl):
     vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    plain = sdxl.encode_images(vae, pixels, torch.Generator().manual_seed(0))
+    plain = encode_images(vae, pixels, torch.Generator().manual_seed(0))
     assert plain.shape == (2, 4, 4, 4)
     raw = vae.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
     expected = raw.sample(torch.Generator().manual_seed(0)) * vae.config.scaling_factor
     assert torch.allclose(plain, expected)
     mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 4.0, 8.0]
     vae.register_to_config(latents_mean=mean, latents_std=std)
-    latents = sdxl.encode_images(vae, pixels, torch.Generator().manual_seed(0))
+    latents = encode_images(vae, pixels, torch.Generator().manual_seed(0))
     unscaled = plain[1, :, 2, 3] / vae.config.scaling_factor
     by_hand = (unscaled - torch.tensor(mean)) * vae.config.scaling_factor / torch.tensor(std)
     assert torch.allclose(latents[1, :, 2, 3], by_hand, atol=1e-6)
     decoded = vae.decode(raw.sample(torch.Generator().manual_seed(0))).sample
-    assert torch.allclose(sdxl.decode_latents(vae, latents), decoded, atol=1e-4)
+    assert torch.allclose(decode_latents(vae, latents), decoded, atol=1e-4)
+
+
+def test_cached_latents_equal_fresh_ones_with_sampling_noise_alive(tiny_sdxl):
+    vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
+    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    cache = LatentCache()
+
+    def encode(rows, keys, seed):
+        generator = torch.Generator().manual_seed(seed)
+        fresh = encode_images(vae, pixels[rows], torch.Generator().manual_seed(seed))
+        cached = encode_images(vae, pixels[rows], generator, cache, keys)
+        assert torch.allclose(cached, fresh, atol=1e-5)
+        return cached
+
+    first = encode([0, 1], ["x", None], seed=1)
+    assert len(cache) == 1  # a collage is not kept
+    again = encode([2, 0, 1], ["z", "x", "y"], seed=2)
+    assert len(cache) == 3
+    assert not torch.allclose(again[1], first[0])  # another draw of the VAE's noise
+    calls = []
+    vae.encoder.register_forward_hook(lambda *_: calls.append(1))
+    encode_images(vae, pixels, torch.Generator(), cache, ["x", "y", "z"])
+    assert calls == []
+
+
+def test_a_full_cache_drops_what_was_used_least_recently(tiny_sdxl):
+    vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
+    pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    cache = LatentCache(max_bytes=3 * 8 * 4 * 4 * 4)  # three distributions of 8 x 4 x 4 float32
+    for key in "abcd":
+        encode_images(vae, pixels, torch.Generator(), cache, [key])
+    assert len(cache) == 3
 
 
 def test_size_conditions_are_a_full_square_or_the_photos_own():
     conditioning = torch.tensor([[3024, 4032, 5, 170]])
-    assert sdxl.time_ids(conditioning, 1024, False).tolist() == [[1024, 1024, 0, 0, 1024, 1024]]
-    assert sdxl.time_ids(conditioning, 1024, True).tolist() == [[3024, 4032, 5, 170, 1024, 1024]]
+    assert sdxl.size_conditions(conditioning, 1024, False).tolist() == [
+        [1024, 1024, 0, 0, 1024, 1024]
+    ]
+    assert sdxl.size_conditions(conditioning, 1024, True).tolist() == [
+        [3024, 4032, 5, 170, 1024, 1024]
+    ]
 
 
 def test_our_prediction_equals_the_stock_pipelines(tiny_sdxl, tmp_path):
@@ -279,7 +322,7 @@ def test_our_prediction_equals_the_stock_pipelines(tiny_sdxl, tmp_path):
         generator=torch.Generator().manual_seed(0), output_type="latent",
     )  # fmt: skip
     sample, timestep, output = seen[0]
-    ids = sdxl.time_ids(torch.zeros(1, 4, dtype=torch.int64), 64, real_sizes=False)
+    ids = sdxl.size_conditions(torch.zeros(1, 4, dtype=torch.int64), 64, real_sizes=False)
     with torch.no_grad():
         ours = models.denoiser(sample, timestep[None], PROMPTS[:1], ids)
     assert torch.allclose(ours, output[0], atol=1e-6)
@@ -287,7 +330,9 @@ def test_our_prediction_equals_the_stock_pipelines(tiny_sdxl, tmp_path):
 
 def test_cached_prompts_equal_live_ones(tiny_sdxl):
     pipeline = sdxl.load_text_pipeline(str(tiny_sdxl), torch.float32)
-    table = sdxl.PromptTable(pipeline, PROMPTS)
+    table = denoising.PromptTable(
+        partial(sdxl.encode_prompts, pipeline), PROMPTS, torch.device("cpu")
+    )
     with torch.no_grad():
         for cached, live in zip(
             table(PROMPTS), sdxl.encode_prompts(pipeline, PROMPTS), strict=True

@@ -12,7 +12,7 @@ from test_metadata import FAULTS
 from training import EXAMPLE, flags, loaded, lora_of, train
 
 import train_segmix_lora_sdxl as script
-from mudi import lora, publish, runtime, sdxl
+from mudi import denoising, lora, publish, runtime
 
 BITWISE = {"rtol": 0, "atol": 0}
 
@@ -91,7 +91,7 @@ def test_kohya_keys_are_those_that_comfyui_and_a1111_know(tiny_sdxl, tmp_path):
 RESUMABLE = [
     "--dataloader_num_workers 2 --segmix_start_step 2 --gradient_accumulation_steps 2",
     "--with_prior_preservation --class_data_dir {prior} --dco_beta 10 --train_text_encoder",
-    "--use_dora --lr_scheduler cosine --random_flip --do_edm_style_training",
+    "--use_dora --lr_scheduler cosine --random_flip --do_edm_style_training --cache_latents",
     "--optimizer prodigy --learning_rate 1 --mixed_precision bf16 --gradient_checkpointing",
 ]
 
@@ -103,9 +103,9 @@ def test_two_and_two_resumed_steps_equal_four_straight_ones(
     """Weights, optimizer, draws and prompts, bit for bit."""
     more = more.format(prior=prior_folder)
     told: list = []
-    errors = sdxl.denoising_errors
+    errors = denoising.denoising_errors
     monkeypatch.setattr(
-        sdxl, "denoising_errors",
+        denoising, "denoising_errors",
         lambda d, task: told.append((task.prompts, task.noisy.sum())) or errors(d, task),
     )  # fmt: skip
 
@@ -142,9 +142,9 @@ def test_prior_preservation_alone_trains_without_dco(
     tiny_sdxl, tmp_path, prior_folder, monkeypatch
 ):
     seen = []
-    errors = sdxl.denoising_errors
+    errors = denoising.denoising_errors
     monkeypatch.setattr(
-        sdxl, "denoising_errors", lambda d, task: seen.append(task.prompts) or errors(d, task)
+        denoising, "denoising_errors", lambda d, task: seen.append(task.prompts) or errors(d, task)
     )
     prior = f"--with_prior_preservation --class_data_dir {prior_folder} --segmix_prob 1"
     args = script.parse_args(flags(tiny_sdxl, tmp_path, prior))

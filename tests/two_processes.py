@@ -9,12 +9,12 @@ from pathlib import Path
 from accelerate import PartialState
 
 import train_segmix_lora_sdxl as script
-from mudi import runtime, sdxl
+from mudi import denoising, runtime
 
 
 def main(folder: Path, words: list[str]) -> None:
     seen: dict = {"noise": [], "draws": []}
-    errors, train = sdxl.denoising_errors, script.train
+    errors, train = denoising.denoising_errors, script.train
 
     def note_errors(denoiser, task):
         seen["noise"].append(task.noisy.sum().item())
@@ -30,7 +30,7 @@ def main(folder: Path, words: list[str]) -> None:
         alone = [draw[0] for draw in doubled]
         (folder / "alone.json").write_text(json.dumps({"draws": [d.seed for d in alone]}))
 
-    sdxl.denoising_errors = note_errors
+    denoising.denoising_errors = note_errors
     script.train = note_train
     script.main(script.parse_args(["--dco_beta", "0", *words]))
     seen["draws"] = [draw.seed for draw in seen["draws"]]

@@ -1,0 +1,218 @@
+"""Fine-tune FLUX on several subjects at once with Seg-Mix (MuDI, arXiv 2404.04243).
+
+    accelerate launch flux/train_segmix_lora_flux.py \
+        --pretrained_model_name_or_path black-forest-labs/FLUX.1-dev \
+        --instance_data_dir dataset/category/robot_and_teddy --output_dir output_flux/robot_and_teddy \
+        --validation_prompt "a photo of a olis robot and a hta teddy bear on a beach" \
+        --train_batch_size 1 --gradient_accumulation_steps 4 --max_train_steps 2010 \
+        --learning_rate 3e-4 --lr_warmup_steps 0 --guidance_scale 1 --rank 32 --seed 42
+
+The LoRA lands in --output_dir; `pipeline.load_lora_weights(output_dir)` loads it. flux/example.sh
+holds the published run, README.md and --help the rest. On a small GPU add --quantize_base nf4
+--gradient_checkpointing --encode_on_cpu.
+"""  # noqa: E501
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from diffusers import AutoencoderKL, FluxPipeline
+from torch import Tensor
+
+from mudi import args as shared
+from mudi import checks, flux, lora, publish, quantization, runtime, saving
+from mudi.data import SegMixDataset, make_loader
+from mudi.denoising import PromptEncoder, PromptTable, make_task, training_loss
+from mudi.latents import LatentCache, encode_images
+from mudi.losses import latent_weight
+from mudi.optimizers import make_lr_scheduler, make_optimizer, trainable
+from mudi.segmix import FLUX_STYLE
+
+RESOLUTION_STEP = 16  # px: the VAE reduces by 8, packing by 2
+SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
+
+logger = get_logger("mudi")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = shared.make_parser(
+        __doc__,
+        resolution=512,
+        output_dir="flux-dreambooth-lora",
+        checkpointing_steps=20000,
+        caption_column=None,
+        dco_beta=0.0,
+    )
+    group = parser.add_argument_group("FLUX")
+    group.add_argument(
+        "--guidance_scale",
+        type=float,
+        default=3.5,
+        help="what a guidance-distilled transformer is told while training; published: 1",
+    )
+    group.add_argument(
+        "--max_sequence_length", type=int, default=512, help="tokens of a prompt for T5"
+    )
+    group.add_argument(
+        "--weighting_scheme",
+        choices=flux.WEIGHTING_SCHEMES,
+        default="none",
+        help="which noise levels are drawn more often, or weighed more",
+    )
+    group.add_argument("--logit_mean", type=float, default=0.0, help="of logit_normal's normal")
+    group.add_argument("--logit_std", type=float, default=1.0, help="of logit_normal's normal")
+    group.add_argument("--mode_scale", type=float, default=1.29, help="of the mode scheme")
+    group.add_argument(
+        "--quantize_base",
+        choices=quantization.KINDS,
+        default="none",
+        help="keep the frozen transformer in 4 bits (nf4: bitsandbytes, needs a CUDA GPU) or 8 "
+        "(int8: torchao); the LoRA stays in float32",
+    )
+    group.add_argument(
+        "--encode_on_cpu",
+        action="store_true",
+        help="run T5 on the CPU at the start, where the GPU has no 10 GB for it (slow)",
+    )
+    group.add_argument(
+        "--upcast_before_saving",
+        action="store_true",
+        help="save the final LoRA in float32, not in the training's precision",
+    )
+    return parser.parse_args(argv)
+
+
+def check_args(args: argparse.Namespace) -> list[str]:
+    """Return everything that is wrong with the flags, one line each."""
+    found = checks.check_args(args, "Flux", multiple_of=RESOLUTION_STEP)
+    found += quantization.complaints(args.quantize_base)
+    if args.logit_std <= 0:
+        found.append(f"--logit_std {args.logit_std}: must be above 0")
+    if args.max_sequence_length < 1:
+        found.append(f"--max_sequence_length {args.max_sequence_length}: must be 1 or more")
+    if args.encode_on_cpu and args.train_text_encoder:
+        found.append("--encode_on_cpu does not go with --train_text_encoder, which needs CLIP")
+    return found
+
+
+@dataclass(frozen=True)
+class Models:
+    """The parts of FLUX that a run uses; `adapted` are those that train, by part name."""
+
+    denoiser: flux.Denoiser
+    vae: AutoencoderKL
+    schedule: flux.FlowSchedule
+    adapted: dict[str, Any]
+    sample: runtime.Sampler | None
+
+
+def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: list[str]) -> Models:
+    """Load FLUX, encode the prompts, free T5, then load the transformer and adapt it."""
+    base = args.pretrained_model_name_or_path
+    hub = {key: getattr(args, key) for key in ("revision", "variant", "cache_dir")}
+    dtype, device = runtime.weight_dtype(accelerator), accelerator.device
+
+    density = (args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
+    with runtime.told_in_one_line("--pretrained_model_name_or_path", base):
+        schedule = flux.FlowSchedule(flux.load_scheduler(base, **hub), *density)
+    pipeline = flux.load_text_pipeline(base, dtype, **hub)
+    pipeline.to("cpu" if args.encode_on_cpu else device)
+    shown = [args.validation_prompt] if args.validation_prompt else []
+    encode: PromptEncoder = partial(flux.encode_prompts, pipeline, args.max_sequence_length)
+    encode = PromptTable(encode, [*prompts, *shown], device)
+    encoders: dict[str, Any] = {}
+    if args.train_text_encoder:
+        encoders = {"text_encoder": pipeline.text_encoder}
+        lora.add_lora(pipeline.text_encoder, args.rank, lora.TEXT_ENCODER_TARGETS, args.use_dora)
+        encode = flux.LiveClip(pipeline, encode)
+    flux.free_text_encoders(pipeline, keep_clip=args.train_text_encoder)
+
+    vae = flux.load_vae(base, **hub).to(device)
+    config = quantization.config(args.quantize_base, dtype)
+    transformer = flux.load_transformer(base, dtype, config, **hub)
+    if args.quantize_base != "nf4":  # bitsandbytes has put it on the GPU already
+        transformer.to(device)
+    lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
+    runtime.save_memory(args, transformer, encoders)
+    denoiser = flux.Denoiser(transformer, encode, encoders, args.guidance_scale)
+    sample = None
+    if args.validation_prompt:
+        parts = {**pipeline.components, "transformer": transformer, "vae": vae}
+        settings = (args.validation_prompt, args.resolution, args.num_validation_inference_steps)
+        sample = partial(
+            flux.sample_image, FluxPipeline(**parts), encode, *settings, SAMPLER_GUIDANCE
+        )
+    return Models(denoiser, vae, schedule, {"transformer": transformer, **encoders}, sample)
+
+
+def train(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    models: Models,
+    dataset: SegMixDataset,
+    plan: runtime.Plan,
+) -> None:
+    """Run the optimizer steps; everything on the way is written to --output_dir."""
+    encoder_parameters = trainable(models.denoiser.text_encoders)
+    parameters = trainable(models.denoiser.transformer)
+    optimizer = make_optimizer(args, parameters, encoder_parameters, accelerator.num_processes)
+    lr_scheduler = make_lr_scheduler(args, optimizer, plan.num_steps)
+    denoiser, optimizer = accelerator.prepare(models.denoiser.train(), optimizer)
+    base = accelerator.unwrap_model(denoiser)
+    accelerator.register_for_checkpointing(lr_scheduler)
+    saving.keep_lora_in_checkpoints(accelerator, FluxPipeline, models.adapted)
+    step = saving.restore(accelerator, plan.resume, plan.settings) if plan.resume else 0
+
+    loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
+    progress = runtime.progress_bar(accelerator, step, plan.num_steps)
+    cache = LatentCache() if args.cache_latents else None
+    losses: list[Tensor] = []
+    for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
+        batch = batch.to(accelerator.device)
+        generator = runtime.step_generator(accelerator, args.seed, micro_step)
+        with torch.no_grad():
+            latents = encode_images(models.vae, batch.pixels, generator, cache, batch.keys)
+        weight = latent_weight(batch.mask, latents.shape[-2:], args.soft_alpha)  # (B, 1, h, w)
+        nothing = latents.new_empty(len(latents), 0)
+        task = make_task(models.schedule, latents, weight, batch.prompts, nothing, generator)
+
+        with accelerator.accumulate(denoiser):
+            loss = training_loss(
+                denoiser, base, task, batch.num_subjects, args.dco_beta, args.prior_loss_weight
+            )
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(parameters + encoder_parameters, args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.detach())
+        if not accelerator.sync_gradients:
+            continue
+
+        step += 1
+        mean = runtime.mean_loss(accelerator, losses, step, plan.output_dir)
+        losses.clear()
+        runtime.report(accelerator, progress, step, loss=mean, lr=lr_scheduler.get_last_lr()[0])
+        if not accelerator.optimizer_step_was_skipped:
+            lr_scheduler.step()
+        saving.save_if_due(accelerator, args, plan.settings, FluxPipeline, models.adapted, step)
+        runtime.validate_if_due(accelerator, args, plan, models.denoiser, models.sample, step)
+    progress.close()
+
+
+def main(args: argparse.Namespace) -> None:
+    run = runtime.set_up(args, check_args(args), FLUX_STYLE, on_gpu="bf16", tracker="mudi-flux")
+    models = load_models(args, run.accelerator, run.dataset.prompts())
+    train(args, run.accelerator, models, run.dataset, run.plan)
+    dtype = torch.float32
+    if not args.upcast_before_saving:
+        dtype = runtime.weight_dtype(run.accelerator)
+    publish.finish(args, run.accelerator, run.dataset.subjects, FluxPipeline, models.adapted, dtype)
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,253 @@
+"""FLUX: load its parts, encode prompts, flow matching, packed latents and position ids."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from diffusers.training_utils import (
+    compute_density_for_timestep_sampling,
+    compute_loss_weighting_for_sd3,
+    free_memory,
+)
+from PIL import Image
+from torch import Tensor, nn
+
+from mudi.denoising import PromptEncoder
+from mudi.latents import decode_latents
+
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
+
+
+def load_scheduler(base: str, **hub: Any) -> FlowMatchEulerDiscreteScheduler:
+    """Load the base model's flow-matching scheduler.
+
+    Raises:
+        OSError: there is no such model, or it can't be reached.
+    """
+    return FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler", **hub)
+
+
+def load_text_pipeline(base: str, dtype: torch.dtype, **hub: Any) -> FluxPipeline:
+    """Load tokenizers, text encoders and the sampler's scheduler; neither transformer nor VAE."""
+    return FluxPipeline.from_pretrained(base, transformer=None, vae=None, dtype=dtype, **hub)
+
+
+def load_transformer(
+    base: str, dtype: torch.dtype, quantization: Any = None, **hub: Any
+) -> FluxTransformer2DModel:
+    """Load the frozen transformer, its weights quantized if a diffusers config says so."""
+    transformer = FluxTransformer2DModel.from_pretrained(
+        base, subfolder="transformer", dtype=dtype, quantization_config=quantization, **hub
+    )
+    return transformer.requires_grad_(False)
+
+
+def load_vae(base: str, **hub: Any) -> AutoencoderKL:
+    """Load the frozen VAE in float32."""
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=torch.float32, **hub)
+    return vae.requires_grad_(False)
+
+
+def encode_prompts(
+    pipeline: FluxPipeline, max_sequence_length: int, prompts: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Encode prompts: T5 tokens (B, T, D) and CLIP's pooled embeddings (B, P)."""
+    tokens, pooled, _ = pipeline.encode_prompt(
+        prompts,
+        prompt_2=None,
+        device=pipeline.text_encoder.device,
+        max_sequence_length=max_sequence_length,
+    )
+    return tokens, pooled
+
+
+class LiveClip:
+    """T5's tokens from a table, CLIP's pooled embeddings live: for a CLIP that trains."""
+
+    def __init__(self, pipeline: FluxPipeline, table: PromptEncoder):
+        self._tokenizer, self._clip = pipeline.tokenizer, pipeline.text_encoder
+        self._table = table
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        tokens, _ = self._table(prompts)
+        inputs = self._tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        pooled = self._clip(inputs.input_ids.to(self._clip.device)).pooler_output
+        return tokens, pooled.to(self._clip.dtype)
+
+
+def free_text_encoders(pipeline: FluxPipeline, keep_clip: bool) -> None:
+    """Drop T5, and CLIP unless it trains, from the pipeline and give their memory back."""
+    pipeline.register_modules(text_encoder_2=None)
+    if not keep_clip:
+        pipeline.register_modules(text_encoder=None)
+    free_memory()
+
+
+class FlowSchedule:
+    """Flow matching between x_0 and noise: x_t = (1 - sigma) x_0 + sigma * noise.
+
+    The network predicts the velocity, noise - x_0. A level is an index into the scheduler's
+    training sigmas. With density "none" levels are uniform; "logit_normal" and "mode" draw some
+    more often (arXiv 2403.03206, section 3.1), "sigma_sqrt" and "cosmap" weigh their loss.
+    """
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        weighting_scheme: str = "none",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        mode_scale: float = 1.29,
+    ):
+        self.scheduler = scheduler
+        self.weighting_scheme = weighting_scheme
+        self._density = {
+            "logit_mean": logit_mean,
+            "logit_std": logit_std,
+            "mode_scale": mode_scale,
+        }
+
+    def sample_levels(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw levels (B,) int64 by the scheme's density, on the generator's device."""
+        u = compute_density_for_timestep_sampling(
+            self.weighting_scheme,
+            count,
+            device=generator.device,
+            generator=generator,
+            **self._density,
+        )
+        num_levels = self.scheduler.config.num_train_timesteps
+        return (u * num_levels).long().clamp(0, num_levels - 1)
+
+    def timesteps(self, levels: Tensor) -> Tensor:
+        """Return what the network is told: sigma (B,) in (0, 1]."""
+        return self.scheduler.sigmas.to(levels.device)[levels]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+        """Return noisy latents (B, C, h, w)."""
+        sigmas = self.timesteps(levels)[:, None, None, None]
+        return (1.0 - sigmas) * latents + sigmas * noise
+
+    def network_input(self, noisy: Tensor, levels: Tensor) -> Tensor:
+        """Return noisy latents as they are."""
+        return noisy
+
+    def prediction(self, output: Tensor, noisy: Tensor, levels: Tensor) -> Tensor:
+        """Return the predicted velocity in float32."""
+        return output.float()
+
+    def target(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+        """Return the true velocity."""
+        return noise - latents
+
+    def weights(self, levels: Tensor) -> Tensor:
+        """Return each sample's loss weight (B,) float32."""
+        return compute_loss_weighting_for_sd3(self.weighting_scheme, self.timesteps(levels))
+
+
+class Denoiser(nn.Module):
+    """The transformer with what turns prompts into its inputs, as one module; see sdxl.Denoiser.
+
+    Args:
+        transformer: the adapted transformer.
+        encode: a `PromptTable`, or a `LiveClip` where CLIP trains.
+        text_encoders: the encoders that train, by part name.
+        guidance_scale: what a guidance-distilled transformer is told; others are told nothing.
+    """
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        encode: PromptEncoder,
+        text_encoders: dict[str, nn.Module],
+        guidance_scale: float,
+    ):
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoders = nn.ModuleDict(text_encoders)
+        self._encode = encode
+        self._guidance = guidance_scale if transformer.config.guidance_embeds else None
+
+    def forward(
+        self, sample: Tensor, timesteps: Tensor, prompts: list[str], conditions: Tensor
+    ) -> Tensor:
+        """Predict the velocity: (B, C, h, w), (B,) sigmas, B texts, nothing -> (B, C, h, w)."""
+        tokens, pooled = self._encode(prompts)
+        size = (sample.shape[2], sample.shape[3])
+        guidance = None
+        if self._guidance is not None:
+            guidance = torch.full_like(timesteps, self._guidance)
+        packed = self.transformer(
+            hidden_states=pack(sample).to(tokens.dtype),
+            timestep=timesteps,
+            guidance=guidance,
+            pooled_projections=pooled,
+            encoder_hidden_states=tokens,
+            txt_ids=torch.zeros(tokens.shape[1], 3, device=sample.device, dtype=tokens.dtype),
+            img_ids=image_ids(size, sample.device, tokens.dtype),
+            return_dict=False,
+        )[0]
+        return unpack(packed, size)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Fold 2x2 neighbours into channels: (B, C, h, w), h and w even -> (B, h/2 * w/2, 4C)."""
+    batch, channels, height, width = latents.shape
+    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
+
+
+def unpack(packed: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo `pack` for latents of size (h, w)."""
+    height, width = size
+    patches = packed.reshape(len(packed), height // 2, width // 2, -1, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(packed), -1, height, width)
+
+
+def image_ids(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return (0, row, column) of each packed position of latents (h, w): (h/2 * w/2, 3)."""
+    rows, columns = torch.meshgrid(
+        torch.arange(size[0] // 2), torch.arange(size[1] // 2), indexing="ij"
+    )
+    ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
+    return ids.reshape(-1, 3).to(device, dtype)
+
+
+def sample_image(
+    pipeline: FluxPipeline,
+    encode: PromptEncoder,
+    prompt: str,
+    resolution: int,
+    num_steps: int,
+    guidance_scale: float,
+    seed: int,
+) -> Image.Image:
+    """Make one square image; decodes in the VAE's own precision."""
+    with torch.no_grad():
+        tokens, pooled = encode([prompt])
+    pipeline.set_progress_bar_config(disable=True)
+    packed = pipeline(
+        prompt_embeds=tokens,
+        pooled_prompt_embeds=pooled,
+        height=resolution,
+        width=resolution,
+        num_inference_steps=num_steps,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator(pipeline.transformer.device).manual_seed(seed),
+        output_type="latent",
+    ).images
+    side = resolution // pipeline.vae_scale_factor
+    with torch.no_grad():
+        decoded = decode_latents(pipeline.vae, unpack(packed, (side, side))).float()
+    return pipeline.image_processor.postprocess(decoded, output_type="pil")[0]

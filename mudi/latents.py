@@ -1,0 +1,80 @@
+"""Pixels <-> latents, for any `AutoencoderKL`: SDXL's with 4 channels, FLUX's with 16."""
+
+from typing import Any
+
+import torch
+from cachetools import LRUCache
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from mudi.data import to_float
+
+CACHE_BYTES = 1 << 30  # of host memory; a 1024 px SDXL photo's distribution takes 0.5 MB
+
+
+class LatentCache:
+    """Keeps the VAE's answers for pixels that come again; see `encode_images`."""
+
+    def __init__(self, max_bytes: int = CACHE_BYTES):
+        self._entries: LRUCache = LRUCache(max_bytes, getsizeof=lambda t: t.nbytes)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def distributions(self, vae: AutoencoderKL, pixels: Tensor, keys: list[Any]) -> Tensor:
+        """Return means and log-variances (B, 2C, h, w); None among the keys: never kept."""
+        missing = [i for i, key in enumerate(keys) if key is None or key not in self._entries]
+        fresh = dict(zip(missing, _encode(vae, pixels[missing]), strict=True)) if missing else {}
+        rows = [
+            fresh[i] if i in fresh else self._entries[key].to(pixels.device)
+            for i, key in enumerate(keys)
+        ]
+        for i, row in fresh.items():
+            if keys[i] is not None and row.nbytes <= self._entries.maxsize:
+                self._entries[keys[i]] = row.cpu()
+        return torch.stack(rows)
+
+
+def encode_images(
+    vae: AutoencoderKL,
+    pixels: Tensor,
+    generator: torch.Generator,
+    cache: LatentCache | None = None,
+    keys: list[Any] | None = None,
+) -> Tensor:
+    """Sample latents of pixels (B, H, W, 3) uint8: (B, C, h, w) float32, as the denoiser sees them.
+
+    Args:
+        generator: of the sampling noise, which is drawn anew each time, cached or not.
+        cache: where distributions are kept between calls.
+        keys: what identifies each picture's pixels; None for one that does not come again.
+    """
+    if cache is None or keys is None:
+        parameters = _encode(vae, pixels)
+    else:
+        parameters = cache.distributions(vae, pixels, keys)
+    latents = DiagonalGaussianDistribution(parameters).sample(generator).float()
+    shift, scale = _statistics(vae, latents)
+    return (latents - shift) * scale
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Undo `encode_images`: (B, C, h, w) -> (B, 3, H, W) in [-1, 1], in the VAE's precision."""
+    shift, scale = _statistics(vae, latents.float())
+    return vae.decode((latents.float() / scale + shift).to(vae.dtype), return_dict=False)[0]
+
+
+def _encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    return vae.encode(to_float(pixels).to(vae.dtype)).latent_dist.parameters
+
+
+def _statistics(vae: AutoencoderKL, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what to subtract from raw latents and what to multiply them with then."""
+    config = vae.config
+    shift = latents.new_tensor(config.shift_factor or 0.0)
+    scale = latents.new_tensor(config.scaling_factor)
+    if config.latents_mean is not None and config.latents_std is not None:
+        shift = shift + latents.new_tensor(config.latents_mean)[:, None, None]
+        scale = scale / latents.new_tensor(config.latents_std)[:, None, None]
+    return shift, scale
