@@ -15,25 +15,43 @@ def folder(tmp_path: Path) -> DataFolder:
     return DataFolder(tmp_path / "pair", {"a": NAMES["a"], "b": NAMES["b"]})
 
 
-@pytest.fixture(scope="session")
-def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random SDXL pipeline's folder."""
-    from mini.tiny import tiny_sdxl as build  # the pure tests need no torch
+def _built(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mini.tiny import FAMILIES  # the pure tests need no torch
 
-    path = tmp_path_factory.mktemp("models") / "sdxl"
-    build().save_pretrained(path)
+    path = tmp_path_factory.mktemp("models") / family
+    FAMILIES[family]().save_pretrained(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def run_once(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a finished run of four steps with everything switched on."""
-    from training import train
+def sdxl_backbone(tmp_path_factory: pytest.TempPathFactory):
+    """The SDXL script on a random SDXL."""
+    from training import sdxl_on
 
-    return train(
-        tiny_sdxl,
+    return sdxl_on(_built("sdxl", tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def flux_backbone(tmp_path_factory: pytest.TempPathFactory):
+    """The FLUX script on a random FLUX."""
+    from training import flux_on
+
+    return flux_on(_built("flux", tmp_path_factory))
+
+
+@pytest.fixture(scope="session", params=["sdxl", "flux"])
+def backbone(request: pytest.FixtureRequest):
+    """Either script, for what both must do alike."""
+    return request.getfixturevalue(f"{request.param}_backbone")
+
+
+@pytest.fixture(scope="session")
+def run_once(backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a finished run of four steps with everything switched on."""
+    return backbone.train(
         tmp_path_factory.mktemp("runs") / "once",
         "--max_train_steps 4 --checkpointing_steps 2 --save_steps 2 --output_kohya_format",
         "--gradient_accumulation_steps 2 --num_validation_images 1 --validation_epochs 1000",
         "--num_validation_inference_steps 2 --validation_prompt dog --report_to tensorboard",
+        "--dco_beta 1000",
     )

@@ -1,84 +1,110 @@
-"""The original SDXL script's flags: all there, with their defaults, and each read by some code."""
+"""The original scripts' flags: all there, with their defaults, and each read by some code."""
 
 import argparse
 import ast
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
-import train_segmix_lora_sdxl as script
+import train_segmix_lora_flux
+import train_segmix_lora_sdxl
 from mudi.args import BooleanFlag, RefusedFlag
 from mudi.checks import check_args
 
-NUMBERS = {
+SDXL, FLUX = train_segmix_lora_sdxl, train_segmix_lora_flux
+SCRIPTS = [SDXL, FLUX]
+
+BOTH: dict[str, object] = {
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "adam_weight_decay": 1e-4,
-    "adam_weight_decay_text_encoder": 1e-3, "checkpointing_steps": 500,
-    "dataloader_num_workers": 0, "gradient_accumulation_steps": 1, "learning_rate": 1e-4,
-    "local_rank": -1, "lr_num_cycles": 1, "lr_power": 1.0, "lr_warmup_steps": 500,
-    "max_grad_norm": 1.0, "num_class_images": 100, "num_train_epochs": 1,
+    "adam_weight_decay_text_encoder": 1e-3, "dataloader_num_workers": 0,
+    "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "local_rank": -1, "lr_num_cycles": 1,
+    "lr_power": 1.0, "lr_warmup_steps": 500, "max_grad_norm": 1.0, "num_train_epochs": 1,
     "num_validation_images": 4, "prior_loss_weight": 1.0, "rank": 4, "relative_scale": 0.0,
-    "repeats": 1, "resolution": 1024, "sample_batch_size": 4, "save_steps": 500,
-    "segmix_prob": 0.3,  # the original's 0.6 is no published run's
-    "segmix_start_step": 0, "soft_alpha": 1.0, "text_encoder_lr": 5e-6, "train_batch_size": 4,
-    "validation_epochs": 50, "dco_beta": 1000.0,
+    "repeats": 1, "sample_batch_size": 4, "save_steps": 500, "segmix_start_step": 0,
+    "segmix_prob": 0.3,  # the SDXL original's 0.6 is no published run's
+    "soft_alpha": 1.0, "text_encoder_lr": 5e-6, "train_batch_size": 4, "validation_epochs": 50,
+    "image_column": "image", "logging_dir": "logs", "lr_scheduler": "constant",
+    "optimizer": "AdamW", "report_to": "tensorboard",
+    **dict.fromkeys(
+        """cache_dir checkpoints_total_limit class_data_dir dataset_config_name dataset_name
+        hub_model_id hub_token instance_data_dir max_train_steps mixed_precision
+        pretrained_model_name_or_path prior_generation_precision prodigy_beta3
+        resume_from_checkpoint revision seed validation_prompt variant""".split()
+    ),
+    **dict.fromkeys(
+        ["prodigy_decouple", "prodigy_safeguard_warmup", "prodigy_use_bias_correction"], True
+    ),
 }  # fmt: skip
-TEXTS = {
-    "caption_column": "text", "image_column": "image", "logging_dir": "logs",
-    "lr_scheduler": "constant", "optimizer": "AdamW", "output_dir": "lora-dreambooth-model",
-    "report_to": "tensorboard",
+BOTH_SWITCHES = """allow_tf32 center_crop gradient_checkpointing push_to_hub random_flip scale_lr
+    train_text_encoder use_8bit_adam with_prior_preservation""".split()
+OWN: dict = {
+    SDXL: {
+        "caption_column": "text", "checkpointing_steps": 500, "resolution": 1024,
+        "output_dir": "lora-dreambooth-model", "num_class_images": 100, "dco_beta": 1000.0,
+        "class_prompt": None, "pretrained_vae_model_name_or_path": None, "snr_gamma": None,
+    },
+    FLUX: {
+        "caption_column": None, "checkpointing_steps": 20000, "resolution": 512,
+        "output_dir": "flux-dreambooth-lora", "guidance_scale": 3.5, "logit_mean": 0.0,
+        "logit_std": 1.0, "max_sequence_length": 512, "mode_scale": 1.29, "wandb_name": None,
+        "weighting_scheme": "none", "dco_beta": 0.0, "quantize_base": "none",
+    },
 }  # fmt: skip
-UNSET = """cache_dir checkpoints_total_limit class_data_dir class_prompt dataset_config_name
-    dataset_name hub_model_id hub_token instance_data_dir max_train_steps mixed_precision
-    pretrained_model_name_or_path pretrained_vae_model_name_or_path prior_generation_precision
-    prodigy_beta3 resume_from_checkpoint revision seed snr_gamma validation_prompt
-    variant""".split()
-SWITCHES = """allow_tf32 center_crop do_edm_style_training
-    enable_xformers_memory_efficient_attention gradient_checkpointing output_kohya_format
-    push_to_hub random_flip scale_lr train_text_encoder use_8bit_adam use_dora
-    with_prior_preservation""".split()
-ON = ["prodigy_decouple", "prodigy_safeguard_warmup", "prodigy_use_bias_correction"]
+OWN_SWITCHES = {
+    SDXL: """do_edm_style_training enable_xformers_memory_efficient_attention use_dora
+        output_kohya_format""".split(),
+    FLUX: ["cache_latents", "upcast_before_saving"],
+}
 
 
-def parser_of(monkeypatch) -> argparse.ArgumentParser:
-    """Catch the parser that the script builds."""
+@pytest.fixture(params=SCRIPTS, ids=lambda script: script.__name__)
+def script(request):
+    return request.param
+
+
+@pytest.fixture
+def parser(script, monkeypatch) -> argparse.ArgumentParser:
+    """The parser that the script builds."""
     caught: list[argparse.ArgumentParser] = []
     parse = argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(
-        argparse.ArgumentParser, "parse_args",
-        lambda self, argv=None: caught.append(self) or parse(self, argv),
-    )  # fmt: skip
-    script.parse_args([])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            argparse.ArgumentParser, "parse_args",
+            lambda self, argv=None: caught.append(self) or parse(self, argv),
+        )  # fmt: skip
+        script.parse_args([])
     return caught[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "default"),
-    [*NUMBERS.items(), *TEXTS.items(), *((n, None) for n in UNSET),
-     *((n, False) for n in SWITCHES), *((n, True) for n in ON)],
-)  # fmt: skip
-def test_the_originals_flags_keep_their_defaults(name, default):
-    assert getattr(script.parse_args([]), name) == default
+def test_the_originals_flags_keep_their_defaults(script):
+    args = vars(script.parse_args([]))
+    wanted = {**BOTH, **OWN[script]}
+    wanted |= dict.fromkeys([*BOTH_SWITCHES, *OWN_SWITCHES[script]], False)
+    assert {name: args[name] for name in wanted} == wanted
 
 
-def test_switches_switch_and_values_are_taken(monkeypatch):
-    given = script.parse_args([f"--{name}" for name in SWITCHES])
-    assert all(getattr(given, name) is True for name in SWITCHES)
-    assert given.dco_beta == 0.0  # --with_prior_preservation is among them
-    both = script.parse_args(["--with_prior_preservation", "--dco_beta=7"])
-    assert both.dco_beta == 7.0
-    assert {*NUMBERS, *TEXTS, *UNSET} <= {a.dest for a in parser_of(monkeypatch)._actions}
+def test_switches_switch(script):
+    switches = [*BOTH_SWITCHES, *OWN_SWITCHES[script]]
+    given = script.parse_args([f"--{name}" for name in switches])
+    assert all(getattr(given, name) is True for name in switches)
 
 
-def test_no_other_flag_begins_like_the_published_abbreviation(monkeypatch):
-    options = parser_of(monkeypatch)._option_string_actions
+def test_prior_preservation_switches_dco_off_unless_a_beta_is_given():
+    assert SDXL.parse_args(["--with_prior_preservation"]).dco_beta == 0.0
+    assert SDXL.parse_args(["--with_prior_preservation", "--dco_beta=7"]).dco_beta == 7.0
+
+
+def test_no_other_flag_begins_like_the_published_abbreviation(script, parser):
+    options = parser._option_string_actions
     assert [o for o in options if o.startswith("--gradient_checkpoint")] == [
         "--gradient_checkpointing"
     ]
     assert script.parse_args(["--gradient_checkpoint"]).gradient_checkpointing
 
 
-def test_every_flag_has_help_and_no_boolean_is_parsed_from_text(monkeypatch):
-    for action in parser_of(monkeypatch)._actions:
+def test_every_flag_has_help_and_no_boolean_is_parsed_from_text(parser):
+    for action in parser._actions:
         assert action.help
         assert action.type is not bool
         if isinstance(action.default, bool):
@@ -99,17 +125,17 @@ def names_read(tree: ast.AST) -> set[str]:
 HUB_KEYS = {"revision", "variant", "cache_dir"}
 
 
-def test_every_flag_is_read_by_some_code(monkeypatch):
-    sources = [ROOT / "train_segmix_lora_sdxl.py", *(ROOT / "mudi").glob("*.py")]
+def test_every_flag_is_read_by_some_code(script, parser):
+    sources = [Path(script.__file__), *(ROOT / "mudi").glob("*.py")]
     read = set().union(*(names_read(ast.parse(path.read_text())) for path in sources))
     assert HUB_KEYS.isdisjoint(read)
-    refused = {a.dest for a in parser_of(monkeypatch)._actions if isinstance(a, RefusedFlag)}
-    flags = {a.dest for a in parser_of(monkeypatch)._actions} - {"help"}
+    refused = {a.dest for a in parser._actions if isinstance(a, RefusedFlag)}
+    flags = {a.dest for a in parser._actions} - {"help"}
     assert flags - read - HUB_KEYS - refused == set()
 
 
 @pytest.mark.parametrize("name", ["dataset_name", "dataset_config_name", "class_prompt",
                                   "prior_generation_precision", "sample_batch_size"])  # fmt: skip
-def test_what_cannot_be_had_is_refused_with_a_pointer(name):
+def test_what_cannot_be_had_is_refused_with_a_pointer(script, name):
     [told] = [c for c in check_args(script.parse_args([f"--{name}=4"])) if f"--{name}: " in c]
     assert "--class_data_dir" in told or "--instance_data_dir" in told

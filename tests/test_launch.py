@@ -1,5 +1,6 @@
 """The script as users start it: `accelerate launch`, kills, two processes, a fresh process."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -10,46 +11,57 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
+import torch
 from helpers import ROOT
-from training import EXAMPLE, flags, lora_of
+from training import EXAMPLE, lora_of
 
 from mudi.checkpoints import checkpoints
 from mudi.files import REPLACED, TEMPORARY
 from mudi.lora import KOHYA_WEIGHTS_NAME, WEIGHTS_NAME
 
-SCRIPT = ROOT / "train_segmix_lora_sdxl.py"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-PUBLISHED = """
+PUBLISHED = {
+    "unet": """
 --instance_data_dir={data} --pretrained_model_name_or_path={base}
 --pretrained_vae_model_name_or_path={base}/vae --output_dir={out} --report_to=wandb
 --resolution=128 --train_batch_size=1 --gradient_accumulation_steps=2 --checkpointing_steps=20000
 --max_train_steps=3 --validation_epochs=3 --save_steps=2 --lr_warmup_steps=0 --seed=42 --rank=32
 --learning_rate=1e-4 --segmix_prob=0.3 --segmix_start_step=0 --relative_scale=0.0 --soft_alpha 1.0
 --gradient_checkpoint
-"""
+""",
+    "transformer": """
+--pretrained_model_name_or_path={base} --mixed_precision=bf16 --instance_data_dir={data}
+--caption_column=text --resolution=128 --learning_rate=3e-4 --train_batch_size=1
+--gradient_accumulation_steps=4 --rank=32 --max_train_steps=3 --checkpointing_steps=20000
+--save_steps=2 --validation_epochs 40 --lr_scheduler=constant --lr_warmup_steps=0 --seed=42
+--output_dir={out} --report_to=wandb --wandb_name=pair --guidance_scale=1 --segmix_prob=0.3
+--segmix_start_step=0 --gradient_checkpoint
+""",
+}
 
 
 def offline(**more: str) -> dict[str, str]:
     """The environment of a machine without a network."""
-    return {**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", **more}
+    quiet = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **quiet, **more}
 
 
-def test_the_published_command_runs_from_any_folder_and_its_lora_loads_afresh(tiny_sdxl, tmp_path):
+def test_the_published_command_runs_from_any_folder_and_its_lora_loads_afresh(backbone, tmp_path):
     """`--gradient_checkpoint`, the published abbreviation, and wandb offline included."""
-    out = tmp_path / "out"
-    words = PUBLISHED.format(data=EXAMPLE, base=tiny_sdxl, out=out).split()
+    out, base = tmp_path / "out", backbone.base
+    words = PUBLISHED[backbone.denoiser].format(data=EXAMPLE, base=base, out=out).split()
     words.append("--validation_prompt=a photo of a olis robot and a hta teddy bear")
     words += ["--num_validation_inference_steps=1", "--num_validation_images=1"]
-    subprocess.run([*LAUNCH, str(SCRIPT), *words], cwd=tmp_path, env=offline(), check=True)
+    script = str(backbone.script.__file__)
+    subprocess.run([*LAUNCH, script, *words], cwd=tmp_path, env=offline(), check=True)
     arguments = json.loads((out / "run_arguments.json").read_text())
     assert arguments["gradient_checkpointing"] is True
     assert list(out.glob("wandb/offline-run-*/*.wandb"))
 
     fresh = f"""
 import torch
-from diffusers import StableDiffusionXLPipeline
-pipeline = StableDiffusionXLPipeline.from_pretrained({str(tiny_sdxl)!r})
+from diffusers import {backbone.pipeline_class.__name__} as Pipeline
+pipeline = Pipeline.from_pretrained({str(base)!r})
 def picture():
     return pipeline("a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
                     generator=torch.Generator().manual_seed(0)).images
@@ -62,51 +74,50 @@ assert abs(picture() - plain).max() == 0
     subprocess.run([sys.executable, "-c", fresh], cwd=tmp_path, env=offline(), check=True)
 
 
-def test_two_processes_draw_apart_and_end_with_one_lora(tiny_sdxl, tmp_path):
-    words = flags(
-        tiny_sdxl, tmp_path / "out", "--max_train_steps 2 --gradient_accumulation_steps 2",
+def test_two_processes_draw_apart_and_end_with_one_lora(backbone, tmp_path):
+    words = backbone.flags(
+        tmp_path / "out", "--max_train_steps 2 --gradient_accumulation_steps 2 --dco_beta 0",
         "--checkpointing_steps 1 --train_text_encoder --num_validation_images 1",
         "--validation_prompt x --num_validation_inference_steps 1",
     )  # fmt: skip
     # accelerate's --cpu starts one process; its torchrun branch serves CPUs too
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    worker = str(Path(__file__).parent / "two_processes.py")
-    environment = offline(ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
-    subprocess.run([*launch, worker, str(tmp_path), *words], env=environment, check=True)
+    worker = [str(Path(__file__).parent / "two_processes.py"), backbone.script.__name__]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "flux")])
+    environment = offline(ACCELERATE_USE_CPU="true", PYTHONPATH=path)
+    subprocess.run([*launch, *worker, str(tmp_path), *words], env=environment, check=True)
 
     told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert told[0]["lora"] == told[1]["lora"]
     assert [len(rank["noise"]) for rank in told] == [4, 4]
     assert not set(told[0]["noise"]) & set(told[1]["noise"])
     alone = json.loads((tmp_path / "alone.json").read_text())
-    together = [
-        draw for pair in zip(*(rank["draws"] for rank in told), strict=True) for draw in pair
-    ]
+    together = [d for pair in zip(*(rank["draws"] for rank in told), strict=True) for d in pair]
     assert together == alone["draws"]  # nothing doubled, nothing left out
     assert (tmp_path / "out" / WEIGHTS_NAME).is_file()
     assert [p.name for p in checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
 
 
-def run_script(words: list[str]) -> None:
+def run_script(name: str, words: list[str]) -> None:
     """What a process of the kill test does; the forkserver has imported everything already."""
-    import train_segmix_lora_sdxl as script
+    torch.set_num_threads(1)
+    script = importlib.import_module(name)
+    with Path(os.devnull).open("w") as sys.stderr:
+        script.main(script.parse_args(words))
 
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123
-    script.main(script.parse_args(words))
 
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_run_killed_at_random_moments_resumes_every_time(tiny_sdxl, tmp_path, seed):
+def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
     """Ends with the weights of a run that nobody disturbed, and no half-written file on the way."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train_segmix_lora_sdxl"])
-    rng = random.Random(seed)
-    steps = "--max_train_steps 40 --checkpointing_steps 1 --save_steps 1 --output_kohya_format"
+    context.set_forkserver_preload(["train_segmix_lora_sdxl", "train_segmix_lora_flux"])
+    rng = random.Random(backbone.denoiser)
+    steps = "--max_train_steps 30 --checkpointing_steps 1 --save_steps 1 --output_kohya_format"
     latest = "--resume_from_checkpoint latest --checkpoints_total_limit 2"
     calm, killed = tmp_path / "calm", tmp_path / "killed"
 
     def start(out: Path, *more: str) -> multiprocessing.Process:
-        process = context.Process(target=run_script, args=(flags(tiny_sdxl, out, steps, *more),))
+        words = backbone.flags(out, steps, *more)
+        process = context.Process(target=run_script, args=(backbone.script.__name__, words))
         process.start()
         return process
 
@@ -115,7 +126,7 @@ def test_a_run_killed_at_random_moments_resumes_every_time(tiny_sdxl, tmp_path, 
     process = start(killed, latest)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        process.join(timeout=rng.uniform(0.5, 3.0) if kills < 12 else None)
+        process.join(timeout=rng.uniform(0.5, 3.0) if kills < 8 else None)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()

@@ -13,7 +13,8 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
 )
-from training import loaded
+from safetensors.torch import load_file
+from training import move_weights
 
 from mudi import denoising, lora, sdxl
 from mudi.latents import LatentCache, decode_latents, encode_images
@@ -144,10 +145,10 @@ def test_unknown_prediction_types_and_edm_with_min_snr_are_refused():
         sdxl.NoiseSchedule(EulerDiscreteScheduler(), snr_gamma=5.0)
 
 
-def test_a_base_with_an_edm_scheduler_is_trained_edm_style(tiny_sdxl, tmp_path):
-    plain = sdxl.load_schedule(str(tiny_sdxl), edm_style=False, snr_gamma=None)
+def test_a_base_with_an_edm_scheduler_is_trained_edm_style(sdxl_backbone, tmp_path):
+    plain = sdxl.load_schedule(str(sdxl_backbone.base), edm_style=False, snr_gamma=None)
     assert (type(plain.scheduler), plain.edm_style) == (DDPMScheduler, False)
-    wished = sdxl.load_schedule(str(tiny_sdxl), edm_style=True, snr_gamma=None)
+    wished = sdxl.load_schedule(str(sdxl_backbone.base), edm_style=True, snr_gamma=None)
     assert (type(wished.scheduler), wished.edm_style) == (EulerDiscreteScheduler, True)
     EDMEulerScheduler().save_pretrained(tmp_path / "scheduler")
     edm = sdxl.load_schedule(str(tmp_path), edm_style=False, snr_gamma=None)
@@ -160,8 +161,8 @@ def test_a_base_with_an_edm_scheduler_is_trained_edm_style(tiny_sdxl, tmp_path):
      "--snr_gamma 5", "--do_edm_style_training", "--gradient_checkpointing",
      "--train_text_encoder --gradient_checkpointing --use_dora"],
 )  # fmt: skip
-def test_dco_of_a_fresh_lora_is_log_two(tiny_sdxl, tmp_path, more):
-    args, models = loaded(tiny_sdxl, tmp_path, more)
+def test_dco_of_a_fresh_lora_is_log_two(sdxl_backbone, tmp_path, more):
+    args, models = sdxl_backbone.loaded(tmp_path, more)
     denoiser = models.denoiser.train()
     loss = loss_of(args, denoiser, real_task(models.schedule), 2)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-4)
@@ -171,22 +172,13 @@ def test_dco_of_a_fresh_lora_is_log_two(tiny_sdxl, tmp_path, more):
         assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def move_weights(models):
-    """Take the adapters away from their start, as training would."""
-    generator = torch.Generator().manual_seed(5)
-    for model in models.adapted.values():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-
-
 @pytest.mark.parametrize("more", ["", "--use_dora"])
 @pytest.mark.parametrize("gradient_checkpointing", ["", "--gradient_checkpointing"])
 def test_the_reference_pass_is_the_base_model_after_the_weights_moved(
-    tiny_sdxl, tmp_path, more, gradient_checkpointing
+    sdxl_backbone, tmp_path, more, gradient_checkpointing
 ):
     """Text encoders included, and with DoRA's trained magnitudes out of the way."""
-    _, models = loaded(tiny_sdxl, tmp_path, "--train_text_encoder", more, gradient_checkpointing)
+    _, models = sdxl_backbone.loaded(tmp_path, "--train_text_encoder", more, gradient_checkpointing)
     task = real_task(models.schedule)
     denoiser = models.denoiser.train()
     with torch.no_grad():
@@ -202,8 +194,8 @@ def test_the_reference_pass_is_the_base_model_after_the_weights_moved(
     assert torch.equal(again, adapted)
 
 
-def test_adapters_off_leaves_trainability_as_it_was(tiny_sdxl, tmp_path):
-    _, models = loaded(tiny_sdxl, tmp_path)
+def test_adapters_off_leaves_trainability_as_it_was(sdxl_backbone, tmp_path):
+    _, models = sdxl_backbone.loaded(tmp_path)
     unet = models.adapted["unet"]
     first = next(p for p in unet.parameters() if p.requires_grad)
     first.requires_grad_(False)
@@ -218,8 +210,8 @@ def test_adapters_off_leaves_trainability_as_it_was(tiny_sdxl, tmp_path):
         pass
 
 
-def test_prior_and_dco_split_their_halves(tiny_sdxl, tmp_path):
-    args, models = loaded(tiny_sdxl, tmp_path, "--dco_beta 3 --prior_loss_weight 0.25")
+def test_prior_and_dco_split_their_halves(sdxl_backbone, tmp_path):
+    args, models = sdxl_backbone.loaded(tmp_path, "--dco_beta 3 --prior_loss_weight 0.25")
     move_weights(models)
     denoiser, task = models.denoiser, real_task(models.schedule)
     errors = denoising.denoising_errors(denoiser, task)
@@ -237,8 +229,8 @@ def test_prior_and_dco_split_their_halves(tiny_sdxl, tmp_path):
 
 
 @pytest.mark.parametrize("more", ["--dco_beta 0", "--dco_beta 1000", "--do_edm_style_training"])
-def test_a_masked_out_region_gets_no_gradient(tiny_sdxl, tmp_path, more):
-    args, models = loaded(tiny_sdxl, tmp_path, more)
+def test_a_masked_out_region_gets_no_gradient(sdxl_backbone, tmp_path, more):
+    args, models = sdxl_backbone.loaded(tmp_path, more)
     task = real_task(models.schedule)
     task.weight[:, :, :, :4] = 0.0  # soft_alpha 0 with the subject in the right half
     outputs = []
@@ -249,8 +241,8 @@ def test_a_masked_out_region_gets_no_gradient(tiny_sdxl, tmp_path, more):
     assert gradient[..., 4:].abs().min() > 0
 
 
-def test_latents_are_scaled_by_the_vaes_own_statistics(tiny_sdxl):
-    vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
+def test_latents_are_scaled_by_the_vaes_own_statistics(sdxl_backbone):
+    vae = AutoencoderKL.from_pretrained(sdxl_backbone.base, subfolder="vae")
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     plain = encode_images(vae, pixels, torch.Generator().manual_seed(0))
     assert plain.shape == (2, 4, 4, 4)
@@ -267,8 +259,8 @@ def test_latents_are_scaled_by_the_vaes_own_statistics(tiny_sdxl):
     assert torch.allclose(decode_latents(vae, latents), decoded, atol=1e-4)
 
 
-def test_cached_latents_equal_fresh_ones_with_sampling_noise_alive(tiny_sdxl):
-    vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
+def test_cached_latents_equal_fresh_ones_with_sampling_noise_alive(sdxl_backbone):
+    vae = AutoencoderKL.from_pretrained(sdxl_backbone.base, subfolder="vae")
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     cache = LatentCache()
 
@@ -290,8 +282,8 @@ def test_cached_latents_equal_fresh_ones_with_sampling_noise_alive(tiny_sdxl):
     assert calls == []
 
 
-def test_a_full_cache_drops_what_was_used_least_recently(tiny_sdxl):
-    vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
+def test_a_full_cache_drops_what_was_used_least_recently(sdxl_backbone):
+    vae = AutoencoderKL.from_pretrained(sdxl_backbone.base, subfolder="vae")
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     cache = LatentCache(max_bytes=3 * 8 * 4 * 4 * 4)  # three distributions of 8 x 4 x 4 float32
     for key in "abcd":
@@ -309,10 +301,10 @@ def test_size_conditions_are_a_full_square_or_the_photos_own():
     ]
 
 
-def test_our_prediction_equals_the_stock_pipelines(tiny_sdxl, tmp_path):
+def test_our_prediction_equals_the_stock_pipelines(sdxl_backbone, tmp_path):
     """One sampler step of the stock pipeline calls the UNet with what our Denoiser makes."""
-    _, models = loaded(tiny_sdxl, tmp_path)
-    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    _, models = sdxl_backbone.loaded(tmp_path)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_backbone.base)
     seen = []
     pipeline.unet.register_forward_hook(
         lambda _m, args, output: seen.append((*args, output)), with_kwargs=False
@@ -328,8 +320,8 @@ def test_our_prediction_equals_the_stock_pipelines(tiny_sdxl, tmp_path):
     assert torch.allclose(ours, output[0], atol=1e-6)
 
 
-def test_cached_prompts_equal_live_ones(tiny_sdxl):
-    pipeline = sdxl.load_text_pipeline(str(tiny_sdxl), torch.float32)
+def test_cached_prompts_equal_live_ones(sdxl_backbone):
+    pipeline = sdxl.load_text_pipeline(str(sdxl_backbone.base), torch.float32)
     table = denoising.PromptTable(
         partial(sdxl.encode_prompts, pipeline), PROMPTS, torch.device("cpu")
     )
@@ -341,3 +333,53 @@ def test_cached_prompts_equal_live_ones(tiny_sdxl):
     sdxl.free_text_encoders(pipeline)
     assert pipeline.text_encoder is None
     assert table(PROMPTS[:1])[0].shape == (1, 77, 64)
+
+
+def test_kohya_keys_are_those_that_comfyui_and_a1111_know(sdxl_backbone, tmp_path):
+    _, models = sdxl_backbone.loaded(tmp_path, "--train_text_encoder --use_dora")
+    state = load_file(lora.save_kohya(tmp_path, models.adapted))
+    unet = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    first = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    second = "lora_te2_text_model_encoder_layers_2_self_attn_out_proj"
+    for module in (unet, first, second):
+        assert state[f"{module}.lora_down.weight"].shape[0] == 2
+        assert state[f"{module}.lora_up.weight"].shape[1] == 2
+        assert state[f"{module}.alpha"].item() == 2
+        # one magnitude an output row: (out, 1), which ComfyUI tells from kohya's (1, in)
+        assert state[f"{module}.dora_scale"].shape == (len(state[f"{module}.lora_up.weight"]), 1)
+    assert {key.rsplit(".", 1)[1] for key in state} == {"weight", "alpha", "dora_scale"}
+    prefixes = ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_")
+    assert all(key.startswith(prefixes) for key in state)
+
+
+def test_kohyas_file_says_the_same_as_diffusers(sdxl_backbone, tmp_path):
+    _, models = sdxl_backbone.loaded(tmp_path, "--train_text_encoder")
+    move_weights(models)
+    lora.save_lora(tmp_path, StableDiffusionXLPipeline, models.adapted)
+    lora.save_kohya(tmp_path, models.adapted)
+
+    def picture(name):
+        pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_backbone.base)
+        if name:
+            pipeline.load_lora_weights(tmp_path, weight_name=name)
+        generator = torch.Generator().manual_seed(0)
+        return pipeline("a robot", height=64, width=64, num_inference_steps=2,
+                        generator=generator, output_type="np").images  # fmt: skip
+
+    plain, ours, kohyas = map(picture, (None, lora.WEIGHTS_NAME, lora.KOHYA_WEIGHTS_NAME))
+    assert abs(ours - plain).max() > 1e-3
+    assert abs(ours - kohyas).max() < 1e-5
+
+
+def test_edm_style_and_min_snr_runs_train_with_a_half_safe_vae(sdxl_backbone, tmp_path):
+    vae = f"--pretrained_vae_model_name_or_path {sdxl_backbone.base}/vae --mixed_precision bf16"
+    for name, more in ("edm", "--do_edm_style_training"), ("snr", "--snr_gamma 5"):
+        sdxl_backbone.train(tmp_path / name, more, vae, "--max_train_steps 2")
+        assert (tmp_path / name / lora.WEIGHTS_NAME).is_file()
+
+
+def test_contradicting_weightings_of_the_levels_are_refused(sdxl_backbone, tmp_path):
+    with pytest.raises(SystemExit, match="--snr_gamma and --do_edm_style_training"):
+        sdxl_backbone.train(tmp_path, "--snr_gamma 5 --do_edm_style_training")
+    with pytest.raises(SystemExit, match="path /nowhere: no such folder"):
+        sdxl_backbone.train(tmp_path, "--pretrained_vae_model_name_or_path /nowhere")

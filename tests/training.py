@@ -1,39 +1,76 @@
-"""Runs the SDXL script inside the test's process, so that PyTorch is imported once."""
+"""Runs the training scripts inside the test's process, so that PyTorch is imported once."""
 
+from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from diffusers import FluxPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-import train_segmix_lora_sdxl as script
+import train_segmix_lora_flux
+import train_segmix_lora_sdxl
 from mudi.lora import WEIGHTS_NAME
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
 EXAMPLE = Path(__file__).parent.parent / "dataset/category/robot_and_teddy"
-SMALL = (  # 64 px: the tiny SDXL's latents are 8 x 8
+SMALL = (  # 64 px: the tiny models' latents are 8 x 8
     "--resolution 64 --train_batch_size 1 --rank 2 --seed 7 --learning_rate 1e-3 "
     "--lr_warmup_steps 0 --report_to none --segmix_prob 0.5"
 ).split()
 
 
-def flags(base: Path, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
-    """Return a small run's command line; `more` overrides."""
-    return [
-        f"--pretrained_model_name_or_path={base}",
-        f"--instance_data_dir={data}",
-        f"--output_dir={output_dir}",
-        *SMALL,
-        *(word for text in more for word in text.split()),
-    ]
+@dataclass(frozen=True)
+class Backbone:
+    """A training script with the tiny model that it is tried on."""
+
+    script: ModuleType
+    base: Path
+    pipeline_class: Any
+    denoiser: str  # the part that always trains
+
+    def flags(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
+        """Return a small run's command line; `more` overrides."""
+        return [
+            f"--pretrained_model_name_or_path={self.base}",
+            f"--instance_data_dir={data}",
+            f"--output_dir={output_dir}",
+            *SMALL,
+            *(word for text in more for word in text.split()),
+        ]
+
+    def run(self, words: list[str]) -> Namespace:
+        """Run the script as `accelerate launch` would on one CPU process."""
+        reset_accelerate()
+        args = self.script.parse_args(words)
+        self.script.main(args)
+        return args
+
+    def train(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> Path:
+        """Run a small training; return output_dir."""
+        self.run(self.flags(output_dir, *more, data=data))
+        return output_dir
+
+    def loaded(self, output_dir: Path, *more: str) -> tuple[Namespace, Any]:
+        """Return the arguments and the models as the script loads them, for two prompts."""
+        reset_accelerate()
+        args = self.script.parse_args(self.flags(output_dir, *more))
+        torch.manual_seed(0)
+        prompts = ["a olis robot", "a robot"]
+        return args, self.script.load_models(args, Accelerator(cpu=True), prompts)
 
 
-def train(base: Path, output_dir: Path, *more: str, data: Path = EXAMPLE) -> Path:
-    """Run the script as `accelerate launch` would on one CPU process; return output_dir."""
-    reset_accelerate()
-    torch.set_num_threads(2)
-    script.main(script.parse_args(flags(base, output_dir, *more, data=data)))
-    return output_dir
+def sdxl_on(base: Path) -> Backbone:
+    return Backbone(train_segmix_lora_sdxl, base, StableDiffusionXLPipeline, "unet")
+
+
+def flux_on(base: Path) -> Backbone:
+    return Backbone(train_segmix_lora_flux, base, FluxPipeline, "transformer")
 
 
 def reset_accelerate() -> None:
@@ -42,15 +79,14 @@ def reset_accelerate() -> None:
     GradientState._reset_state()
 
 
-def loaded(
-    base: Path, output_dir: Path, *more: str
-) -> tuple[script.argparse.Namespace, script.Models]:
-    """Return the models as the script loads them, for one prompt."""
-    reset_accelerate()
-    args = script.parse_args(flags(base, output_dir, *more))
-    torch.manual_seed(0)
-    return args, script.load_models(args, Accelerator(cpu=True), ["a olis robot", "a robot"])
-
-
 def lora_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS_NAME)
+
+
+def move_weights(models: Any) -> None:
+    """Take the adapters away from their start, as training would."""
+    generator = torch.Generator().manual_seed(5)
+    for model in models.adapted.values():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)

@@ -1,5 +1,6 @@
 """Started by `accelerate launch` in test_launch.py: trains, and tells what this process saw."""
 
+import importlib
 import json
 import os
 import sys
@@ -8,11 +9,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-import train_segmix_lora_sdxl as script
 from mudi import denoising, runtime
 
 
-def main(folder: Path, words: list[str]) -> None:
+def main(name: str, folder: Path, words: list[str]) -> None:
+    script = importlib.import_module(name)
     seen: dict = {"noise": [], "draws": []}
     errors, train = denoising.denoising_errors, script.train
 
@@ -32,11 +33,11 @@ def main(folder: Path, words: list[str]) -> None:
 
     denoising.denoising_errors = note_errors
     script.train = note_train
-    script.main(script.parse_args(["--dco_beta", "0", *words]))
+    script.main(script.parse_args(words))
     seen["draws"] = [draw.seed for draw in seen["draws"]]
     rank = PartialState().process_index if PartialState._shared_state else os.environ["RANK"]
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -1,27 +1,26 @@
-"""The SDXL script as a whole: resuming, results, trackers, refusals; in this process."""
+"""Both training scripts as a whole: resuming, results, trackers, refusals; in this process."""
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
 from helpers import CLASSES, NAMES, DataFolder
-from safetensors.torch import load_file
 from test_metadata import FAULTS
-from training import EXAMPLE, flags, loaded, lora_of, train
+from training import EXAMPLE, lora_of
 
-import train_segmix_lora_sdxl as script
-from mudi import denoising, lora, publish, runtime
+from mudi import checks, denoising, lora, publish, runtime
 
 BITWISE = {"rtol": 0, "atol": 0}
 
 
-def picture(base, prompt="a olis robot", prepare=lambda pipeline: None):
-    pipeline = StableDiffusionXLPipeline.from_pretrained(base)
+def picture(backbone, prepare=lambda pipeline: None):
+    pipeline = backbone.pipeline_class.from_pretrained(backbone.base)
     prepare(pipeline)
     return pipeline(
-        prompt, height=64, width=64, num_inference_steps=2, output_type="np",
+        "a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
 
@@ -46,59 +45,42 @@ def test_a_run_leaves_everything_that_it_promises(run_once):
     assert list((run_once / "logs").rglob("events.out.tfevents.*"))
 
 
-def test_the_file_carries_rank_and_alpha_and_diffusers_names(run_once):
+def test_the_file_carries_rank_and_alpha_and_diffusers_names(backbone, run_once):
     header = lora.read_header(run_once / lora.WEIGHTS_NAME)
-    assert (header["unet.r"], header["unet.lora_alpha"]) == (2, 2)
+    part = backbone.denoiser
+    assert (header[f"{part}.r"], header[f"{part}.lora_alpha"]) == (2, 2)
     state = lora_of(run_once)
-    assert all(key.startswith("unet.") and ".lora." in key for key in state)
-    targets = {key.split(".lora.")[0].split("attn")[1][2:] for key in state}
-    assert targets == {"to_q", "to_k", "to_v", "to_out.0"}
+    adapter = {"unet": r"\.lora\.(down|up)", "transformer": r"\.lora_[AB]"}[part]
+    name = rf"{part}\..*attn\d?\.(to_q|to_k|to_v|to_out\.0){adapter}\.weight"
+    found = [re.fullmatch(name, key) for key in state]
+    assert all(found)  # FLUX: neither add_*_proj nor feed-forward
+    assert {match[1] for match in found} == {"to_q", "to_k", "to_v", "to_out.0"}
     assert all(value.dtype == torch.float32 for value in state.values())
 
 
-@pytest.mark.parametrize("name", [lora.WEIGHTS_NAME, lora.KOHYA_WEIGHTS_NAME])
-def test_the_lora_changes_a_stock_pipelines_picture_until_it_is_off(tiny_sdxl, run_once, name):
-    plain = picture(tiny_sdxl)
-    adapted = picture(tiny_sdxl, prepare=lambda p: p.load_lora_weights(run_once, weight_name=name))
+def test_the_lora_changes_a_stock_pipelines_picture_until_it_is_off(backbone, run_once):
+    plain = picture(backbone)
+    adapted = picture(backbone, prepare=lambda p: p.load_lora_weights(run_once))
 
     def load_and_disable(pipeline):
-        pipeline.load_lora_weights(run_once, weight_name=name)
+        pipeline.load_lora_weights(run_once)
         pipeline.disable_lora()
 
-    assert abs(adapted - plain).max() > 1e-4
-    assert abs(picture(tiny_sdxl, prepare=load_and_disable) - plain).max() == 0
-    ours = picture(tiny_sdxl, prepare=lambda p: p.load_lora_weights(run_once))
-    assert abs(adapted - ours).max() < 1e-5  # kohya's file says the same as diffusers'
-
-
-def test_kohya_keys_are_those_that_comfyui_and_a1111_know(tiny_sdxl, tmp_path):
-    _, models = loaded(tiny_sdxl, tmp_path, "--train_text_encoder --use_dora")
-    state = load_file(lora.save_kohya(tmp_path, models.adapted))
-    unet = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0"
-    first = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
-    second = "lora_te2_text_model_encoder_layers_2_self_attn_out_proj"
-    for module in (unet, first, second):
-        assert state[f"{module}.lora_down.weight"].shape[0] == 2
-        assert state[f"{module}.lora_up.weight"].shape[1] == 2
-        assert state[f"{module}.alpha"].item() == 2
-        # one magnitude an output row: (out, 1), which ComfyUI tells from kohya's (1, in)
-        assert state[f"{module}.dora_scale"].shape == (len(state[f"{module}.lora_up.weight"]), 1)
-    assert {key.rsplit(".", 1)[1] for key in state} == {"weight", "alpha", "dora_scale"}
-    prefixes = ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_")
-    assert all(key.startswith(prefixes) for key in state)
+    assert abs(adapted - plain).max() > 1e-5
+    assert abs(picture(backbone, prepare=load_and_disable) - plain).max() == 0
 
 
 RESUMABLE = [
     "--dataloader_num_workers 2 --segmix_start_step 2 --gradient_accumulation_steps 2",
     "--with_prior_preservation --class_data_dir {prior} --dco_beta 10 --train_text_encoder",
-    "--use_dora --lr_scheduler cosine --random_flip --do_edm_style_training --cache_latents",
+    "--use_dora --lr_scheduler cosine --random_flip --cache_latents --dco_beta 1000",
     "--optimizer prodigy --learning_rate 1 --mixed_precision bf16 --gradient_checkpointing",
 ]
 
 
 @pytest.mark.parametrize("more", RESUMABLE)
 def test_two_and_two_resumed_steps_equal_four_straight_ones(
-    tiny_sdxl, tmp_path, prior_folder, monkeypatch, more
+    backbone, tmp_path, prior_folder, monkeypatch, more
 ):
     """Weights, optimizer, draws and prompts, bit for bit."""
     more = more.format(prior=prior_folder)
@@ -109,9 +91,9 @@ def test_two_and_two_resumed_steps_equal_four_straight_ones(
         lambda d, task: told.append((task.prompts, task.noisy.sum())) or errors(d, task),
     )  # fmt: skip
 
-    def run(name, *flags):
+    def run(name, *more_flags):
         told.clear()
-        train(tiny_sdxl, tmp_path / name, more, "--max_train_steps 4", *flags)
+        backbone.train(tmp_path / name, more, "--max_train_steps 4", *more_flags)
         return list(told)
 
     straight = run("straight", "--checkpointing_steps 2")
@@ -138,18 +120,16 @@ def prior_folder(tmp_path):
     ).path
 
 
-def test_prior_preservation_alone_trains_without_dco(
-    tiny_sdxl, tmp_path, prior_folder, monkeypatch
-):
+def test_prior_preservation_alone_trains_without_dco(backbone, tmp_path, prior_folder, monkeypatch):
     seen = []
     errors = denoising.denoising_errors
     monkeypatch.setattr(
         denoising, "denoising_errors", lambda d, task: seen.append(task.prompts) or errors(d, task)
     )
     prior = f"--with_prior_preservation --class_data_dir {prior_folder} --segmix_prob 1"
-    args = script.parse_args(flags(tiny_sdxl, tmp_path, prior))
+    args = backbone.script.parse_args(backbone.flags(tmp_path, prior))
     assert args.dco_beta == 0
-    train(tiny_sdxl, tmp_path / "out", prior, "--max_train_steps 2 --train_batch_size 2")
+    backbone.train(tmp_path / "out", prior, "--max_train_steps 2 --train_batch_size 2")
     assert len(seen) == 2  # no reference passes
     for prompts in seen:
         assert all("olis robot and a hta" in p or "teddy bear and a olis" in p for p in prompts[:2])
@@ -157,123 +137,123 @@ def test_prior_preservation_alone_trains_without_dco(
 
 
 @pytest.mark.parametrize("more", ["--mixed_precision bf16", "--mixed_precision bf16 --use_dora"])
-def test_half_precision_keeps_the_adapters_in_float32(tiny_sdxl, tmp_path, more):
-    train(
-        tiny_sdxl, tmp_path, more, "--max_train_steps 2 --train_text_encoder --validation_prompt x",
-        "--num_validation_images 1 --num_validation_inference_steps 1",
-        f"--pretrained_vae_model_name_or_path {tiny_sdxl}/vae",
+def test_half_precision_keeps_the_adapters_in_float32(backbone, tmp_path, more):
+    backbone.train(tmp_path, more, "--max_train_steps 2 --train_text_encoder --validation_prompt x",
+        "--num_validation_images 1 --num_validation_inference_steps 1 --checkpointing_steps 2",
     )  # fmt: skip
-    state = lora_of(tmp_path)
+    state = lora_of(tmp_path / "checkpoint-2")
     assert {value.dtype for value in state.values()} == {torch.float32}
-    assert {key.split(".")[0] for key in state} == {"unet", "text_encoder", "text_encoder_2"}
+    encoders = {"unet": {"text_encoder", "text_encoder_2"}, "transformer": {"text_encoder"}}
+    parts = {backbone.denoiser, *encoders[backbone.denoiser]}
+    assert {key.split(".")[0] for key in state} == parts
     assert (tmp_path / "validation/validation-000002-0.png").is_file()
 
 
-def test_a_run_stops_on_a_loss_that_is_not_finite_and_keeps_the_last_checkpoint(
-    tiny_sdxl, tmp_path
-):
+def test_a_run_stops_on_a_loss_that_is_not_finite_and_keeps_the_last_checkpoint(backbone, tmp_path):
     with pytest.raises(runtime.NonFiniteLossError, match=r"step 2 is (nan|inf).*checkpoint-1"):
-        train(tiny_sdxl, tmp_path, "--learning_rate 1e36 --max_train_steps 5",
+        backbone.train(tmp_path, "--learning_rate 1e36 --max_train_steps 5",
               "--checkpointing_steps 1 --save_steps 1")  # fmt: skip
     assert not (tmp_path / lora.WEIGHTS_NAME).exists()
     assert not (tmp_path / "checkpoint-2").exists()
     assert all(v.isfinite().all() for v in lora_of(tmp_path / "checkpoint-1").values())
 
 
-def test_half_precision_weight_files_are_loaded_where_asked_for(tiny_sdxl, tmp_path):
-    base = tmp_path / "base"
-    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float16)
-    pipeline.save_pretrained(base, variant="fp16")
-    train(base, tmp_path / "out", "--variant fp16 --max_train_steps 1")
+def test_half_precision_weight_files_are_loaded_where_asked_for(backbone, tmp_path):
+    half = replace(backbone, base=tmp_path / "base")
+    pipeline = backbone.pipeline_class.from_pretrained(backbone.base, dtype=torch.float16)
+    pipeline.save_pretrained(half.base, variant="fp16")
+    half.train(tmp_path / "out", "--variant fp16 --max_train_steps 1")
     assert (tmp_path / "out" / lora.WEIGHTS_NAME).is_file()
 
 
-def test_a_run_that_is_done_already_only_writes_its_results(tiny_sdxl, run_once, tmp_path):
+def test_a_run_that_is_done_already_only_writes_its_results(backbone, run_once, tmp_path):
     checkpoint = run_once / "checkpoint-4"
     more = (
         f"--max_train_steps 3 --gradient_accumulation_steps 2 --resume_from_checkpoint {checkpoint}"
     )
-    train(tiny_sdxl, tmp_path, more)
+    backbone.train(tmp_path, more)
     torch.testing.assert_close(lora_of(tmp_path), lora_of(checkpoint), **BITWISE)
 
 
-def test_only_the_newest_checkpoints_are_kept(tiny_sdxl, tmp_path):
-    train(tiny_sdxl, tmp_path,
+def test_only_the_newest_checkpoints_are_kept(backbone, tmp_path):
+    backbone.train(tmp_path,
           "--max_train_steps 3 --checkpointing_steps 1 --checkpoints_total_limit 2")  # fmt: skip
     assert sorted(p.name for p in tmp_path.glob("*check*")) == ["checkpoint-2", "checkpoint-3"]
 
 
-def test_a_checkpoint_of_another_rank_is_refused_before_models_load(tiny_sdxl, run_once):
+def test_a_checkpoint_of_another_rank_is_refused_before_models_load(backbone, run_once):
     more = "--rank 4 --max_train_steps 5 --resume_from_checkpoint checkpoint-2"
     with pytest.raises(runtime.SetupError, match="rank was 2 and is 4"):
-        train(tiny_sdxl, run_once, more)
+        backbone.train(run_once, more)
 
 
 def test_resuming_takes_the_checkpoints_seed_and_warns_of_other_settings(
-    tiny_sdxl, run_once, tmp_path, caplog
+    backbone, run_once, tmp_path, caplog
 ):
-    words = flags(tiny_sdxl, tmp_path, "--max_train_steps 5 --learning_rate 1e-5")
+    words = backbone.flags(tmp_path, "--max_train_steps 5 --learning_rate 1e-5")
     at = words.index("--seed")
     words[at : at + 2] = ["--resume_from_checkpoint", str(run_once / "checkpoint-4")]
     words += ["--gradient_accumulation_steps", "2"]
-    from training import reset_accelerate
-
-    reset_accelerate()
-    args = script.parse_args(words)
-    script.main(args)
+    args = backbone.run(words)
     assert args.seed == 7
     assert "learning_rate was 0.001 and is 1e-05" in caplog.text
     assert (tmp_path / lora.WEIGHTS_NAME).is_file()
 
 
-def test_the_number_of_epochs_counts_where_no_steps_are_given(tiny_sdxl, tmp_path):
+def test_the_number_of_epochs_counts_where_no_steps_are_given(backbone, tmp_path):
     more = "--num_train_epochs 2 --repeats 3 --train_batch_size 8 --checkpointing_steps 1"
-    train(tiny_sdxl, tmp_path, more)
+    backbone.train(tmp_path, more)
     steps = sorted(int(p.name.split("-")[1]) for p in tmp_path.glob("checkpoint-*"))
     assert steps == list(range(1, 2 * math.ceil(10 * 3 / 8) + 1))
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-def test_malformed_data_stops_the_script_before_any_model_is_loaded(folder, fault, monkeypatch):
+def test_malformed_data_stops_the_script_before_any_model_is_loaded(
+    sdxl_backbone, folder, fault, monkeypatch
+):
+    script = sdxl_backbone.script
     monkeypatch.setattr(script, "load_models", lambda *_: pytest.fail("a model was loaded"))
     fault.damage(folder)
-    words = flags(folder.path, folder.path / "out", data=folder.path)
     with pytest.raises(SystemExit) as stopped:
-        script.main(script.parse_args(words))
+        sdxl_backbone.train(folder.path / "out", data=folder.path)
     for place, what, remedy in fault.problems:
         assert all(text in str(stopped.value) for text in (place, what, remedy))
     assert not (folder.path / "out").exists()
 
 
-def test_wrong_flags_and_wrong_data_are_told_together(folder):
+def test_wrong_flags_and_wrong_data_are_told_together(backbone, folder):
     folder.lines[2]["id"] = "z"
     folder.save()
-    words = flags(
-        folder.path, folder.path / "out", "--rank 0 --dco_beta -1 --snr_gamma 5 --resolution 63",
-        "--do_edm_style_training --class_prompt corgi --report_to nosuch --subject_scales a=2",
-        "--with_prior_preservation --pretrained_vae_model_name_or_path /nowhere",
-        data=folder.path,
-    )  # fmt: skip
+    nowhere = replace(backbone, base=folder.path)
     with pytest.raises(SystemExit) as stopped:
-        script.main(script.parse_args(words))
+        nowhere.train(
+            folder.path / "out", "--rank 0 --dco_beta -1 --resolution 63 --class_prompt corgi",
+            "--report_to nosuch --subject_scales a=2 --with_prior_preservation",
+            data=folder.path,
+        )  # fmt: skip
     told = str(stopped.value)
     for text in (
-        "--rank 0", "--dco_beta -1", "--snr_gamma and --do_edm", "--resolution 63",
-        "generate_prior", "--class_prompt: ", "nosuch", "/nowhere", "no model_index.json",
-        "metadata.jsonl:3: unknown",
+        "--rank 0", "--dco_beta -1", "--resolution 63", "generate_prior", "--class_prompt: ",
+        "nosuch", "no model_index.json", "metadata.jsonl:3: unknown",
     ):  # fmt: skip
         assert text in told
-    assert told.startswith("1") and "nothing was loaded" in told.splitlines()[0]
+    assert told.startswith("8 problems; nothing was loaded")
 
 
-def test_a_prior_set_that_lacks_a_class_is_told(tiny_sdxl, tmp_path):
+def test_a_base_of_another_family_is_refused(sdxl_backbone, flux_backbone, tmp_path):
+    for backbone, other in (sdxl_backbone, flux_backbone), (flux_backbone, sdxl_backbone):
+        with pytest.raises(SystemExit, match=f"a {other.pipeline_class.__name__}; this script"):
+            replace(backbone, base=other.base).train(tmp_path)
+
+
+def test_a_prior_set_that_lacks_a_class_is_told(backbone, tmp_path):
     prior = DataFolder(tmp_path / "prior", {"a": "robot"}, filename="class_metadata.jsonl")
     more = f"--with_prior_preservation --class_data_dir {prior.path} --num_class_images 1"
     with pytest.raises(SystemExit, match=r"no class for subject b; .*generate_prior.py"):
-        train(tiny_sdxl, tmp_path / "out", more)
+        backbone.train(tmp_path / "out", more)
 
 
-def test_segmix_flags_are_checked_against_the_subjects(tiny_sdxl, tmp_path):
+def test_segmix_flags_are_checked_against_the_subjects(backbone, tmp_path):
     three = DataFolder(tmp_path / "three", NAMES)
     for more, told in (
         ("--relative_scale 0.5", "--subject_scales"),
@@ -281,22 +261,27 @@ def test_segmix_flags_are_checked_against_the_subjects(tiny_sdxl, tmp_path):
         ("--subject_scales a=1 b=0.5", "each of a, b, c"),
     ):
         with pytest.raises(SystemExit, match=told):
-            train(tiny_sdxl, tmp_path / "out", more, data=three.path)
+            backbone.train(tmp_path / "out", more, data=three.path)
     scales = "--segmix_num_subjects 3 --subject_scales a=1 b=0.5 c=0.25 --max_train_steps 1"
-    train(tiny_sdxl, tmp_path / "out", scales, data=three.path)
+    backbone.train(tmp_path / "out", scales, data=three.path)
 
 
-def test_a_base_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(
-        SystemExit, match="--pretrained_model_name_or_path /nowhere: no such folder"
-    ):
-        train("/nowhere", tmp_path)
+def test_a_base_that_is_not_there_is_one_line(backbone, tmp_path):
+    with pytest.raises(SystemExit, match="path /nowhere: no such folder"):
+        replace(backbone, base="/nowhere").train(tmp_path)
 
 
-def test_tensorboard_gets_scalars_and_pictures(run_once):
+def test_a_hub_model_that_cannot_be_reached_is_one_line(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(runtime.SetupError, match="path nobody/nothing: ") as stopped:
+        replace(backbone, base="nobody/nothing").train(tmp_path)
+    assert len(str(stopped.value).splitlines()) == 1
+
+
+def test_tensorboard_gets_scalars_and_pictures(backbone, run_once):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run_once / "logs/mudi-sdxl"))
+    events = EventAccumulator(str(next((run_once / "logs").glob("mudi-*"))))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"loss", "lr"}
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
@@ -304,19 +289,21 @@ def test_tensorboard_gets_scalars_and_pictures(run_once):
     assert set(events.Tags()["images"]) == {"collages", "validation"}
 
 
-def test_wandb_without_a_login_says_how_to_go_offline(tiny_sdxl, tmp_path, monkeypatch):
+def test_wandb_without_a_login_says_how_to_go_offline(backbone, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(script, "load_models", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        backbone.script, "load_models", lambda *_: pytest.fail("a model was loaded")
+    )
     with pytest.raises(runtime.SetupError, match="WANDB_MODE=offline"):
-        train(tiny_sdxl, tmp_path / "out", "--report_to wandb")
+        backbone.train(tmp_path / "out", "--report_to wandb")
 
 
-def test_a_missing_tracker_is_an_error_at_start(tiny_sdxl, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.checks, "find_spec", lambda name: None)
+def test_a_missing_tracker_is_an_error_at_start(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="--report_to wandb: not installed; pip install wandb"):
-        train(tiny_sdxl, tmp_path, "--report_to wandb")
+        backbone.train(tmp_path, "--report_to wandb")
 
 
 class HubStandIn:
@@ -339,11 +326,11 @@ class HubStandIn:
         return type("Commit", (), {"commit_url": "https://hub/commit"})
 
 
-def test_the_result_is_uploaded_without_states_logs_and_token(tiny_sdxl, tmp_path, monkeypatch):
+def test_the_result_is_uploaded_without_states_logs_and_token(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "HfApi", HubStandIn)
-    out = train(tiny_sdxl, tmp_path / "my-pair",
+    out = backbone.train(tmp_path / "my-pair",
                 "--push_to_hub --hub_token secret --max_train_steps 1")  # fmt: skip
-    create, upload = HubStandIn.calls
+    create, upload = HubStandIn.calls[-2:]
     assert create == ("create", "secret", "my-pair", True)
     assert (upload[1]["repo_id"], upload[1]["folder_path"]) == ("somebody/my-pair", out)
     assert {"checkpoint-*/**", "logs/**"} <= set(upload[1]["ignore_patterns"])
@@ -351,12 +338,12 @@ def test_the_result_is_uploaded_without_states_logs_and_token(tiny_sdxl, tmp_pat
     assert written and not any("secret" in p.read_text() for p in written)
 
 
-def test_an_upload_that_cannot_work_is_told_at_the_start(tiny_sdxl, tmp_path, monkeypatch):
+def test_an_upload_that_cannot_work_is_told_at_the_start(backbone, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SystemExit, match="--push_to_hub: "):
-        train(tiny_sdxl, tmp_path / "out", "--push_to_hub")
+        backbone.train(tmp_path / "out", "--push_to_hub")
 
 
 def test_the_preview_and_training_collages_are_drawn_from_the_example(tmp_path):
