@@ -13,23 +13,22 @@ the published run, README.md and --help the rest.
 """
 
 import argparse
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from mudi import args as shared
 from mudi import checks, lora, publish, runtime, saving, sdxl
 from mudi.data import SegMixDataset, make_loader
-from mudi.denoising import PromptEncoder, PromptTable, make_task, training_loss
+from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.optimizers import make_lr_scheduler, make_optimizer, trainable
+from mudi.optimizers import prepare_training
 from mudi.segmix import SDXL_STYLE
 
 PUBLISHED_DCO_BETA = 1000.0
@@ -81,17 +80,6 @@ def check_args(args: argparse.Namespace) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class Models:
-    """The parts of SDXL that a run uses; `adapted` are those that train, by part name."""
-
-    denoiser: sdxl.Denoiser
-    vae: AutoencoderKL
-    schedule: sdxl.NoiseSchedule
-    adapted: dict[str, Any]
-    sample: runtime.Sampler | None
-
-
 def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: list[str]) -> Models:
     """Load SDXL, encode what can be encoded beforehand, attach the adapters."""
     base = args.pretrained_model_name_or_path
@@ -134,16 +122,10 @@ def train(
     plan: runtime.Plan,
 ) -> None:
     """Run the optimizer steps; everything on the way is written to --output_dir."""
-    encoder_parameters = trainable(models.denoiser.text_encoders)
-    parameters = trainable(models.denoiser.unet)
-    optimizer = make_optimizer(args, parameters, encoder_parameters, accelerator.num_processes)
-    lr_scheduler = make_lr_scheduler(args, optimizer, plan.num_steps)
-    denoiser, optimizer = accelerator.prepare(models.denoiser.train(), optimizer)
-    base = accelerator.unwrap_model(denoiser)
-    accelerator.register_for_checkpointing(lr_scheduler)
-    saving.keep_lora_in_checkpoints(accelerator, StableDiffusionXLPipeline, models.adapted)
-    step = saving.restore(accelerator, plan.resume, plan.settings) if plan.resume else 0
-
+    training = prepare_training(accelerator, args, plan, StableDiffusionXLPipeline, models)
+    denoiser, base = training.denoiser, training.base
+    optimizer, lr_scheduler = training.optimizer, training.lr_scheduler
+    step = training.first_step
     loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
     progress = runtime.progress_bar(accelerator, step, plan.num_steps)
     cache = LatentCache() if args.cache_latents else None
@@ -165,7 +147,7 @@ def train(
             )
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(parameters + encoder_parameters, args.max_grad_norm)
+                accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.detach())
@@ -183,7 +165,7 @@ def train(
         saving.save_if_due(
             accelerator, args, plan.settings, StableDiffusionXLPipeline, models.adapted, step
         )
-        runtime.validate_if_due(accelerator, args, plan, models.denoiser, models.sample, step)
+        runtime.validate_if_due(accelerator, args, plan, models, step)
     progress.close()
 
 

@@ -6,9 +6,11 @@ A base brings a `Schedule` (noise levels, targets, weights) and a denoiser, a mo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -42,6 +44,23 @@ class Schedule(Protocol):
 
     def weights(self, levels: Tensor) -> Tensor:
         """Return each sample's loss weight (B,) float32."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The parts of a base that a run uses.
+
+    Attributes:
+        denoiser: its submodule `text_encoders` holds the encoders that train, if any.
+        adapted: what trains, by the pipeline's part names.
+        sample: makes a validation image from a seed; None without a validation prompt.
+    """
+
+    denoiser: nn.Module
+    vae: AutoencoderKL
+    schedule: Schedule
+    adapted: dict[str, Any]
+    sample: Callable[[int], Image.Image] | None
 
 
 class PromptTable:

@@ -1,16 +1,68 @@
-"""The optimizers and learning-rate schedules that the flags name."""
+"""The optimizers and learning-rate schedules that the flags name, ready to step."""
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from mudi.denoising import Models
+from mudi.runtime import Plan
+from mudi.saving import keep_lora_in_checkpoints, restore
+
 logger = get_logger("mudi")
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that changes in a run, as accelerate wrapped it.
+
+    Attributes:
+        denoiser: the network to train.
+        base: the same network unwrapped; its adapters can be switched off.
+        parameters: what the optimizer steps.
+        first_step: optimizer steps done already, by the run that is continued.
+    """
+
+    denoiser: nn.Module
+    base: nn.Module
+    optimizer: Any
+    lr_scheduler: Any
+    parameters: list[Parameter]
+    first_step: int
+
+
+def prepare_training(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    plan: Plan,
+    pipeline_class: Any,
+    models: Models,
+) -> Training:
+    """Build optimizer and rates over the adapters, wrap them, restore the checkpoint if any."""
+    encoders = trainable(models.denoiser.get_submodule("text_encoders"))
+    others = {id(parameter) for parameter in encoders}
+    denoiser_only = [p for p in trainable(models.denoiser) if id(p) not in others]
+    optimizer = make_optimizer(args, denoiser_only, encoders, accelerator.num_processes)
+    lr_scheduler = make_lr_scheduler(args, optimizer, plan.num_steps)
+    denoiser, optimizer = accelerator.prepare(models.denoiser.train(), optimizer)
+    accelerator.register_for_checkpointing(lr_scheduler)
+    keep_lora_in_checkpoints(accelerator, pipeline_class, models.adapted)
+    first_step = restore(accelerator, plan.resume, plan.settings) if plan.resume else 0
+    return Training(
+        denoiser=denoiser,
+        base=accelerator.unwrap_model(denoiser),
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        parameters=[*denoiser_only, *encoders],
+        first_step=first_step,
+    )
 
 
 def trainable(module: nn.Module) -> list[Parameter]:

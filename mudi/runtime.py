@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,21 +24,20 @@ from accelerate.utils import (
     set_seed,
 )
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from mudi.args import CACHED_CROPS, resolve_mixed_precision, trackers
 from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume
 from mudi.checks import load_data
 from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
+from mudi.denoising import Models
 from mudi.files import clean_up, write_image
 from mudi.metadata import Subjects
 from mudi.preview import collage_sheet
 from mudi.publish import check_login
 from mudi.saving import public_arguments
 from mudi.segmix import SegMixStyle
-
-Sampler = Callable[[int], Image.Image]  # seed -> image
 
 COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
@@ -364,18 +363,17 @@ def validate_if_due(
     accelerator: Accelerator,
     args: argparse.Namespace,
     plan: Plan,
-    denoiser: nn.Module,
-    sample: Sampler | None,
+    models: Models,
     step: int,
 ) -> None:
-    """Every --validation_epochs and at the end, make images with `sample` and log them."""
+    """Every --validation_epochs and at the end, make validation images and log them."""
     due = step % plan.validation_steps == 0 or step == plan.num_steps
-    if sample is None or not due or not accelerator.is_main_process:
+    if models.sample is None or not due or not accelerator.is_main_process:
         return
-    denoiser.eval()
+    models.denoiser.eval()
     with accelerator.autocast():
-        images = [sample(args.seed + i) for i in range(args.num_validation_images)]
-    denoiser.train()
+        images = [models.sample(args.seed + i) for i in range(args.num_validation_images)]
+    models.denoiser.train()
     log_images(accelerator, plan.output_dir / "validation", "validation", images, step)
 
 
