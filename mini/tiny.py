@@ -9,6 +9,7 @@ They know nothing, so their pictures are noise; what they prove is that the code
 import argparse
 import gzip
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from segment_anything import sam_model_registry
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
@@ -32,6 +41,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
+    Owlv2Processor,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -41,6 +54,7 @@ NUM_MERGES = 2000  # of CLIP's 48,894; common English words stay whole
 PROMPT_TOKENS = 77
 TEXT_WIDTH = 32
 FLUX_CHANNELS = 16
+TINY_SAM = "tiny"
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -194,6 +208,76 @@ def _vae(channels: int, **scaling: float) -> AutoencoderKL:
         mid_block_add_attention=False,
         **scaling,
     )
+
+
+def save_tiny_owlv2(folder: Path, grid: int = 1, seed: int = 0) -> Path:
+    """Save an OWLv2 with random text and class weights, and boxes that are known.
+
+    Its box head adds nothing to OWLv2's own prior: boxes of side 1/grid of the padded square,
+    centred on (i/grid, j/grid), i and j from 1. With grid 1 it is moved to the centre, so that it
+    always finds one box, all of the picture.
+    """
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    side = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    text = {**side, "vocab_size": len(tokenizer), "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    vision = {**side, "num_attention_heads": 2, "image_size": 16 * grid, "patch_size": 16}
+    config = Owlv2Config(
+        text_config={**text, **ends, "max_position_embeddings": 16},
+        vision_config=vision,
+        projection_dim=32,
+    )
+    model = Owlv2ForObjectDetection(config)
+    torch.nn.init.zeros_(model.box_head.dense2.weight)
+    torch.nn.init.zeros_(model.box_head.dense2.bias)
+    if grid == 1:
+        centre = math.log(1 + 1e-4) - math.log(1e-4)  # the prior's logit of coordinate 1
+        model.box_head.dense2.bias.data[:2] = -centre
+    model.save_pretrained(folder)
+    image_processor = Owlv2ImageProcessor(size={"height": 16 * grid, "width": 16 * grid})
+    tokenizer.model_max_length = 16
+    Owlv2Processor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_sam(path: Path, seed: int = 0) -> str:
+    """Save a random SAM checkpoint of the real classes; return its --sam_type.
+
+    The kind is entered into segment_anything's registry, which only knows the three large ones.
+    """
+    torch.manual_seed(seed)
+    sam_model_registry[TINY_SAM] = _build_tiny_sam
+    torch.save(_build_tiny_sam().state_dict(), path)
+    return TINY_SAM
+
+
+def _build_tiny_sam(checkpoint: str | None = None) -> Sam:
+    width, image_size, patch = 32, 256, 16
+    grid = image_size // patch
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            depth=1,
+            embed_dim=32,
+            img_size=image_size,
+            num_heads=2,
+            patch_size=patch,
+            out_chans=width,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=4,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(depth=1, embedding_dim=width, mlp_dim=64, num_heads=2),
+        ),
+    )
+    if checkpoint is not None:
+        sam.load_state_dict(torch.load(checkpoint))
+    return sam.eval()
 
 
 FAMILIES = {"sdxl": tiny_sdxl, "flux": tiny_flux}

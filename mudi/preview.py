@@ -17,7 +17,7 @@ from scipy.ndimage import binary_erosion
 
 from mudi.args import subject_scales
 from mudi.checks import refuse
-from mudi.data import Draw, Sample, SampleOptions, SegMixDataset
+from mudi.data import Draw, SampleOptions, SegMixDataset
 from mudi.files import write_image
 from mudi.metadata import MetadataError, load_subjects
 from mudi.segmix import FLUX_STYLE, SDXL_STYLE
@@ -83,7 +83,7 @@ def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
         for i in range(count)
         for sample in mixing[Draw(i % photos, step, f"preview {seed} {i}")]
     ]
-    return contact_sheet([_outlined(s) for s in samples], [s.prompt for s in samples])
+    return contact_sheet([outline(s.pixels, s.mask) for s in samples], [s.prompt for s in samples])
 
 
 def contact_sheet(
@@ -109,12 +109,13 @@ def contact_sheet(
     return sheet
 
 
-def _outlined(sample: Sample) -> Image.Image:
-    thickness = max(1, sample.mask.shape[0] // TILE)
-    edge = sample.mask & ~binary_erosion(sample.mask, iterations=thickness)
-    pixels = sample.pixels.copy()
-    pixels[edge] = OUTLINE
-    return Image.fromarray(np.ascontiguousarray(pixels))
+def outline(pixels: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """Draw the edge of mask (H, W) bool into a copy of pixels (H, W, 3) uint8."""
+    thickness = max(1, max(mask.shape) // TILE)
+    edge = mask & ~binary_erosion(mask, iterations=thickness)
+    drawn = pixels.copy()
+    drawn[edge] = OUTLINE
+    return Image.fromarray(drawn)
 
 
 if __name__ == "__main__":

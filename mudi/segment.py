@@ -1,0 +1,177 @@
+"""Where is the subject? OWLv2 proposes boxes for a text, SAM turns a box into a mask.
+
+The one place where either is called. Boxes are in pixels of the upright picture, masks (H, W) bool.
+"""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import binary_fill_holes, label
+from segment_anything import SamPredictor, sam_model_registry
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from mudi.images import Box
+
+DETECTOR = "google/owlv2-base-patch16-ensemble"
+PHOTO_THRESHOLD = 0.2  # MuDI's, for photos of the subjects
+WIDEN = 0.05  # of the picture's side, on each side of a detected box
+BORDER_DIFFERENCE = 40  # summed over RGB, 0..765: less than this is background
+
+
+class SegmentError(ValueError):
+    """A model could not be loaded, or a mask not be made; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A box with the detector's confidence in [0, 1] and the index of the text it answers."""
+
+    box: Box
+    score: float
+    query: int
+
+
+class Segmenter(Protocol):
+    """Makes a mask (H, W) bool of what a box holds, or of what the points lie on."""
+
+    def __call__(
+        self, image: Image.Image, box: Box | None, points: Sequence[tuple[int, int]] = ()
+    ) -> np.ndarray: ...
+
+
+class Detector:
+    """Any zero-shot detection checkpoint of transformers, OWLv2 by default.
+
+    Raises:
+        SegmentError: there is no such checkpoint, or it can't be reached.
+    """
+
+    def __init__(self, checkpoint: str = DETECTOR, device: str | torch.device = "cpu"):
+        try:
+            self._processor = AutoProcessor.from_pretrained(checkpoint)
+            self._model = AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SegmentError(f"detector {checkpoint}: cannot be loaded ({reason})") from error
+        self._model.to(device).eval()
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Sequence[Image.Image], queries: Sequence[Sequence[str]], threshold: float
+    ) -> list[list[Detection]]:
+        """Return what each picture's texts find above threshold, best first.
+
+        OWLv2 pads a picture to a square at the right and the bottom; boxes are cut to the picture.
+        Large photos are shrunk by Pillow first: the processor's own way takes seconds for one.
+        """
+        small = [self._shrunk(image) for image in images]
+        inputs = self._processor(
+            text=[list(texts) for texts in queries], images=small, return_tensors="pt"
+        ).to(self._model.device)
+        found = self._processor.post_process_grounded_object_detection(
+            self._model(**inputs),
+            threshold=threshold,
+            target_sizes=[(image.height, image.width) for image in images],
+        )
+        return [_detections(image, result) for image, result in zip(images, found, strict=True)]
+
+    def _shrunk(self, image: Image.Image) -> Image.Image:
+        """Return the picture with no side above twice the network's own."""
+        limit = 2 * self._processor.image_processor.size["height"]
+        scale = limit / max(image.size)
+        if scale >= 1:
+            return image
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _detections(image: Image.Image, result: dict) -> list[Detection]:
+    detections = []
+    for box, score, query in zip(
+        result["boxes"].tolist(), result["scores"].tolist(), result["labels"].tolist(), strict=True
+    ):
+        inside = clip(box, image.size)
+        if inside.width > 0 and inside.height > 0:
+            detections.append(Detection(inside, score, query))
+    return sorted(detections, key=lambda detection: -detection.score)
+
+
+def clip(corners: Sequence[float], size: tuple[int, int]) -> Box:
+    """Round (left, top, right, bottom) outwards and cut it to a picture of size (W, H)."""
+    left, top, right, bottom = corners
+    return Box(
+        max(0, int(np.floor(left))),
+        max(0, int(np.floor(top))),
+        min(size[0], int(np.ceil(right))),
+        min(size[1], int(np.ceil(bottom))),
+    )
+
+
+def widen(box: Box, size: tuple[int, int], fraction: float = WIDEN) -> Box:
+    """Move every edge outwards by a fraction of the picture's side (W, H), not beyond it."""
+    x, y = fraction * size[0], fraction * size[1]
+    return clip((box.left - x, box.top - y, box.right + x, box.bottom + y), size)
+
+
+class SamSegmenter:
+    """Segment Anything from a .pth file, single mask output.
+
+    Raises:
+        SegmentError: the file is missing or holds another kind of SAM.
+    """
+
+    def __init__(self, checkpoint: Path, kind: str, device: str | torch.device = "cpu"):
+        if not checkpoint.is_file():
+            raise SegmentError(
+                f"SAM checkpoint {checkpoint}: no such file; download sam_{kind} from "
+                "https://github.com/facebookresearch/segment-anything#model-checkpoints, "
+                "or use --segmenter foreground"
+            )
+        try:
+            model = sam_model_registry[kind](checkpoint=str(checkpoint))
+        except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise SegmentError(f"SAM checkpoint {checkpoint}: no {kind} ({reason})") from error
+        self._predictor = SamPredictor(model.to(device).eval())
+
+    def __call__(
+        self, image: Image.Image, box: Box | None, points: Sequence[tuple[int, int]] = ()
+    ) -> np.ndarray:
+        self._predictor.set_image(np.asarray(image))
+        masks, _, _ = self._predictor.predict(
+            point_coords=np.array(points) if points else None,
+            point_labels=np.ones(len(points), dtype=int) if points else None,
+            box=np.array(box) if box else None,
+            multimask_output=False,
+        )
+        return masks[0].astype(bool)
+
+
+def foreground_segmenter(
+    image: Image.Image, box: Box | None, points: Sequence[tuple[int, int]] = ()
+) -> np.ndarray:
+    """Return what differs from the border's colour inside the box; needs no weights.
+
+    For plain backgrounds. The largest connected piece counts, or with points those that they lie
+    on; holes are filled.
+    """
+    region = box or Box(0, 0, image.width, image.height)
+    pixels = np.asarray(image.crop(region)).astype(np.int16)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    different = np.abs(pixels - np.median(border, axis=0)).sum(axis=2) > BORDER_DIFFERENCE
+    pieces, count = label(different)
+    if points:
+        chosen = {pieces[y - region.top, x - region.left] for x, y in points} - {0}
+    else:
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        chosen = {int(sizes.argmax()) + 1} if count else set()
+    mask = np.zeros((image.height, image.width), dtype=bool)
+    inside = binary_fill_holes(np.isin(pieces, list(chosen)))
+    mask[region.top : region.bottom, region.left : region.right] = inside
+    return mask
