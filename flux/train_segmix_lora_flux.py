@@ -105,9 +105,11 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     dtype, device = runtime.weight_dtype(accelerator), accelerator.device
 
     density = (args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
-    with runtime.told_in_one_line("--pretrained_model_name_or_path", base):
+    base_flag = "--pretrained_model_name_or_path"
+    with runtime.told_in_one_line(base_flag, base):
         schedule = flux.FlowSchedule(flux.load_scheduler(base, **hub), *density)
-    pipeline = flux.load_text_pipeline(base, dtype, **hub)
+        vae = flux.load_vae(base, **hub).to(device)
+        pipeline = flux.load_text_pipeline(base, dtype, **hub)
     pipeline.to("cpu" if args.encode_on_cpu else device)
     shown = [args.validation_prompt] if args.validation_prompt else []
     encode: PromptEncoder = partial(flux.encode_prompts, pipeline, args.max_sequence_length)
@@ -119,9 +121,9 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
         encode = flux.LiveClip(pipeline, encode)
     flux.free_text_encoders(pipeline, keep_clip=args.train_text_encoder)
 
-    vae = flux.load_vae(base, **hub).to(device)
     config = quantization.config(args.quantize_base, dtype)
-    transformer = flux.load_transformer(base, dtype, config, **hub)
+    with runtime.told_in_one_line(base_flag, base):
+        transformer = flux.load_transformer(base, dtype, config, **hub)
     if args.quantize_base != "nf4":  # bitsandbytes has put it on the GPU already
         transformer.to(device)
     lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)

@@ -172,14 +172,22 @@ def _output_complaints(args: argparse.Namespace) -> list[str]:
             found.append(f"--report_to {tracker}: not installed; pip install {tracker}")
     if not args.output_dir:
         found.append("--output_dir is missing")
-    elif Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        found.append(f"--output_dir {args.output_dir}: is a file")
+    elif why := _unwritable(Path(args.output_dir)):
+        found.append(f"--output_dir {args.output_dir}: {why}")
     elif args.resume_from_checkpoint:
         try:
             resolve_resume(Path(args.output_dir), args.resume_from_checkpoint)
         except ValueError as error:
             found.append(f"--resume_from_checkpoint: {error}")
     return found
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Say why a folder can't be made or written, or return None."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    return None if os.access(existing, os.W_OK) else f"{existing} cannot be written"
 
 
 def refuse(complaints: list[str]) -> None:

@@ -32,7 +32,7 @@ class LatentCache:
         ]
         for i, row in fresh.items():
             if keys[i] is not None and row.nbytes <= self._entries.maxsize:
-                self._entries[keys[i]] = row.cpu()
+                self._entries[keys[i]] = row.to("cpu", copy=True)  # not a view of its batch
         return torch.stack(rows)
 
 
@@ -62,7 +62,9 @@ def encode_images(
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Undo `encode_images`: (B, C, h, w) -> (B, 3, H, W) in [-1, 1], in the VAE's precision."""
     shift, scale = _statistics(vae, latents.float())
-    return vae.decode((latents.float() / scale + shift).to(vae.dtype), return_dict=False)[0]
+    raw = (latents.float() / scale + shift).to(vae.dtype)
+    with torch.autocast(raw.device.type, enabled=False):  # SDXL's own VAE overflows in float16
+        return vae.decode(raw, return_dict=False)[0]
 
 
 def _encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from mudi.saving import save_results
 logger = get_logger("mudi")
 
 # What a run needs to be continued or watched, and nobody who uses the result.
-NOT_UPLOADED = ["checkpoint-*/**", "logs/**", "wandb/**", ".*"]
+NOT_UPLOADED = ["checkpoint-*/**", "wandb/**", ".*"]
 
 
 def repository_name(args: argparse.Namespace) -> str:
@@ -49,6 +49,9 @@ def write_model_card(
         pipeline: name of the diffusers pipeline.
     """
     base = args.pretrained_model_name_or_path
+    precision = (
+        "bfloat16" if pipeline.startswith("Flux") else "float16"
+    )  # FLUX overflows in float16
     data = ModelCardData(
         base_model=None if Path(base).is_dir() else base,  # the hub refuses what is no hub id
         library_name="diffusers",
@@ -78,7 +81,7 @@ their identities mixing. Use these names in prompts:
 import torch
 from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained("{base}", dtype=torch.float16).to("cuda")
+pipeline = {pipeline}.from_pretrained("{base}", dtype=torch.{precision}).to("cuda")
 pipeline.load_lora_weights("{repository_name(args)}", weight_name="{WEIGHTS_NAME}")
 image = pipeline("{prompt}").images[0]
 ```
@@ -122,6 +125,6 @@ def push(folder: Path, args: argparse.Namespace) -> str:
         repo_id=repository,
         folder_path=folder,
         commit_message="End of training",
-        ignore_patterns=NOT_UPLOADED,
+        ignore_patterns=[*NOT_UPLOADED, f"{args.logging_dir}/**"],
     )
     return commit.commit_url

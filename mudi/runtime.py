@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mudi.args import CACHED_CROPS, resolve_mixed_precision, trackers
-from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume
+from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume, step_of
 from mudi.checks import load_data
 from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
 from mudi.denoising import Models
@@ -43,12 +43,13 @@ COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
 # What a checkpoint's tensors depend on: a run that differs here can't load it.
 SHAPE_SETTINGS = "rank use_dora train_text_encoder optimizer use_8bit_adam".split()
-# What the draws and rates depend on: a run that differs here goes on, but not as it would have.
-DRAW_SETTINGS = (
-    "seed train_batch_size gradient_accumulation_steps repeats resolution segmix_prob "
-    "segmix_start_step segmix_num_subjects random_flip center_crop cache_latents "
-    "mixed_precision "
-    "learning_rate lr_scheduler"
+# What a run may change when it is continued and still go on as it would have; all else is compared.
+FREE_SETTINGS = (
+    "output_dir logging_dir report_to wandb_name validation_prompt num_validation_images "
+    "validation_epochs num_validation_inference_steps save_steps checkpointing_steps "
+    "checkpoints_total_limit resume_from_checkpoint push_to_hub hub_model_id cache_dir "
+    "output_kohya_format upcast_before_saving dataloader_num_workers local_rank "
+    "gradient_checkpointing encode_on_cpu num_train_epochs max_train_steps"
 ).split()
 
 logger = get_logger("mudi")
@@ -196,6 +197,8 @@ def plan_run(accelerator: Accelerator, args: argparse.Namespace, subjects: Subje
     samples = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     epoch_steps = math.ceil(len(subjects.photos) * args.repeats / samples)
     num_steps = args.max_train_steps or args.num_train_epochs * epoch_steps
+    if resume is not None and step_of(resume) > num_steps:
+        logger.warning(f"{resume.name} is past the run's {num_steps} steps; nothing is trained")
     schedule = DrawSchedule(
         num_photos=len(subjects.photos),
         seed=args.seed,
@@ -234,12 +237,17 @@ def _run_settings(
     accelerator: Accelerator, args: argparse.Namespace, subjects: Subjects
 ) -> dict[str, Any]:
     """Return what a checkpoint remembers of its run, to compare when it is continued."""
-    wanted = [*SHAPE_SETTINGS, *DRAW_SETTINGS]
+    free = set(FREE_SETTINGS)
     if not args.lr_scheduler.startswith("constant"):
-        wanted.append("max_train_steps")  # the rates of the others depend on the run's length
-    settings = {key: value for key, value in vars(args).items() if key in wanted}
-    photos = [str(photo.image.name) for photo in subjects.photos]
-    return {**settings, "num_processes": accelerator.num_processes, "photos": photos}
+        free.remove("max_train_steps")  # the rates of the others depend on the run's length
+    settings = {key: value for key, value in public_arguments(args).items() if key not in free}
+    photos = [[p.image.name, p.subject, p.caption] for p in subjects.photos]
+    return {
+        **settings,
+        "num_processes": accelerator.num_processes,
+        "names": subjects.names,
+        "photos": photos,
+    }
 
 
 def sample_options(

@@ -21,10 +21,17 @@ logger = get_logger("mudi")
 
 
 def restore(accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any]) -> int:
-    """Load a checkpoint into everything prepared; return the number of steps it had done."""
+    """Load a checkpoint into everything prepared; return the number of steps it had done.
+
+    Raises:
+        SystemExit: its weights do not fit the models.
+    """
     for change in differences(read_state(checkpoint)["settings"], settings):
         logger.warning(f"{checkpoint.name}: {change}; the run does not continue exactly")
-    accelerator.load_state(str(checkpoint))
+    try:
+        accelerator.load_state(str(checkpoint))
+    except ValueError as error:  # of another base model, say
+        raise SystemExit(f"{checkpoint} cannot be continued: {error}") from error
     step = step_of(checkpoint)
     logger.info(f"continuing from {checkpoint} after step {step}")
     return step

@@ -259,8 +259,10 @@ def test_a_base_model_folder_without_a_model_is_told(tmp_path):
 def test_an_output_dir_that_is_a_file_is_told(tmp_path):
     (tmp_path / "file").touch()
     assert complaints(f"--output_dir {tmp_path / 'file'}") == [
-        f"--output_dir {tmp_path / 'file'}: is a file"
+        f"--output_dir {tmp_path / 'file'}: {tmp_path / 'file'} is a file"
     ]
+    [complaint] = complaints(f"--output_dir {tmp_path / 'file' / 'below'}")
+    assert complaint.endswith("/file is a file")
 
 
 def test_a_checkpoint_that_is_not_there_is_told_but_latest_may_be_none(tmp_path):

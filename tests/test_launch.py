@@ -121,12 +121,16 @@ def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
         process.start()
         return process
 
+    begin = time.monotonic()
     undisturbed = start(calm)
+    undisturbed.join()
+    assert undisturbed.exitcode == 0
+    duration = time.monotonic() - begin
     kills = steps_seen = 0
     process = start(killed, latest)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        process.join(timeout=rng.uniform(0.5, 3.0) if kills < 8 else None)
+        process.join(timeout=rng.uniform(0.1, 0.3) * duration if kills < 8 else None)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
@@ -139,8 +143,6 @@ def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
         steps_seen = max([steps_seen, *done])
         assert not done or max(done) >= steps_seen  # never lost a finished state
         process = start(killed, latest)
-    undisturbed.join()
-    assert undisturbed.exitcode == 0
     assert kills >= 3
     check_complete(killed)
     for name, value in lora_of(calm).items():

@@ -291,6 +291,13 @@ def test_a_full_cache_drops_what_was_used_least_recently(sdxl_backbone):
     assert len(cache) == 3
 
 
+def test_the_vae_decodes_in_its_own_precision_whatever_is_around(sdxl_backbone):
+    vae = AutoencoderKL.from_pretrained(sdxl_backbone.base, subfolder="vae")
+    latents = torch.randn(1, 4, 4, 4, dtype=torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decode_latents(vae, latents).dtype == torch.float32
+
+
 def test_size_conditions_are_a_full_square_or_the_photos_own():
     conditioning = torch.tensor([[3024, 4032, 5, 170]])
     assert sdxl.size_conditions(conditioning, 1024, False).tolist() == [
@@ -378,8 +385,12 @@ def test_edm_style_and_min_snr_runs_train_with_a_half_safe_vae(sdxl_backbone, tm
         assert (tmp_path / name / lora.WEIGHTS_NAME).is_file()
 
 
-def test_contradicting_weightings_of_the_levels_are_refused(sdxl_backbone, tmp_path):
+def test_what_contradicts_or_is_not_there_is_refused(sdxl_backbone, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="--snr_gamma and --do_edm_style_training"):
         sdxl_backbone.train(tmp_path, "--snr_gamma 5 --do_edm_style_training")
+    flag = "--pretrained_vae_model_name_or_path"
     with pytest.raises(SystemExit, match="path /nowhere: no such folder"):
-        sdxl_backbone.train(tmp_path, "--pretrained_vae_model_name_or_path /nowhere")
+        sdxl_backbone.train(tmp_path, f"{flag} /nowhere")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit, match=f"^{flag} nobody/nothing: "):
+        sdxl_backbone.train(tmp_path, f"{flag} nobody/nothing")

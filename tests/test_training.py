@@ -175,6 +175,12 @@ def test_a_run_that_is_done_already_only_writes_its_results(backbone, run_once, 
     torch.testing.assert_close(lora_of(tmp_path), lora_of(checkpoint), **BITWISE)
 
 
+def test_a_checkpoint_of_another_base_is_refused(sdxl_backbone, flux_backbone, tmp_path):
+    sdxl_backbone.train(tmp_path, "--max_train_steps 1 --checkpointing_steps 1")
+    with pytest.raises(SystemExit, match=r"checkpoint-1 cannot be continued: .* do not fit"):
+        flux_backbone.train(tmp_path, "--max_train_steps 2 --resume_from_checkpoint latest")
+
+
 def test_only_the_newest_checkpoints_are_kept(backbone, tmp_path):
     backbone.train(tmp_path,
           "--max_train_steps 3 --checkpointing_steps 1 --checkpoints_total_limit 2")  # fmt: skip
@@ -328,12 +334,12 @@ class HubStandIn:
 
 def test_the_result_is_uploaded_without_states_logs_and_token(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "HfApi", HubStandIn)
-    out = backbone.train(tmp_path / "my-pair",
-                "--push_to_hub --hub_token secret --max_train_steps 1")  # fmt: skip
+    more = "--push_to_hub --logging_dir mylogs --hub_token secret --max_train_steps 1"
+    out = backbone.train(tmp_path / "my-pair", more)
     create, upload = HubStandIn.calls[-2:]
     assert create == ("create", "secret", "my-pair", True)
     assert (upload[1]["repo_id"], upload[1]["folder_path"]) == ("somebody/my-pair", out)
-    assert {"checkpoint-*/**", "logs/**"} <= set(upload[1]["ignore_patterns"])
+    assert {"checkpoint-*/**", "mylogs/**"} <= set(upload[1]["ignore_patterns"])
     written = [p for p in out.rglob("*") if p.suffix in (".json", ".md", ".yml")]
     assert written and not any("secret" in p.read_text() for p in written)
 

@@ -1,0 +1,167 @@
+"""The miniature's world: exact masks, captions that fit, no subject in any training scene."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mini import art, backgrounds, subjects, world
+from mini.art import Paint, Thing
+from mini.stream import held_out_scenes, scene_loader
+from mudi.images import load_mask, tight_box
+from mudi.metadata import load_subjects
+from mudi.segmix import SDXL_STYLE, collage_prompt
+
+SCENES = [world.draw_scene(np.random.default_rng(seed)) for seed in range(300)]
+
+
+def test_a_seed_draws_the_same_scene() -> None:
+    again = world.draw_scene(np.random.default_rng(7))
+    assert np.array_equal(again.pixels, SCENES[7].pixels)
+    assert np.array_equal(again.masks, SCENES[7].masks)
+    assert again.caption == SCENES[7].caption
+
+
+def test_masks_and_boxes_are_exact() -> None:
+    for scene in SCENES:
+        assert scene.pixels.shape == (64, 64, 3) and scene.pixels.dtype == np.uint8
+        assert scene.masks.sum(axis=0).max() == 1  # a pixel belongs to one thing
+        assert scene.boxes == [tight_box(mask) for mask in scene.masks]
+        assert len(scene.masks) == len(scene.things)
+
+
+def test_outside_the_masks_is_the_background() -> None:
+    for scene in SCENES:
+        if scene.background in ("white", "black"):
+            free = scene.pixels[~scene.masks.any(axis=0)]
+            level = 255 if scene.background == "white" else 0
+            assert np.median(free) == level  # all but soft edges
+
+
+def test_captions_name_things_and_background() -> None:
+    for scene in SCENES:
+        for thing in scene.things:
+            assert thing.noun in scene.caption, scene.caption
+        named = re.search(r"(\w+(?: \w+)?) background", scene.caption)
+        if named and named[1] != "simple":
+            assert named[1].endswith(scene.background.split()[-1]), scene.caption
+
+
+def test_segmix_phrasing_occurs_word_for_word_and_on_white_only() -> None:
+    simple = [scene for scene in SCENES if scene.caption.endswith(", simple background.")]
+    assert {scene.background for scene in simple} == {"white"}
+    pairs = [s for s in simple if len(s.things) == 2 and not any(t.accessory for t in s.things)]
+    nouns = pairs[0].things[0].noun, pairs[0].things[1].noun
+    pattern = collage_prompt(SDXL_STYLE, [rf"(?:\w+ )?{noun}" for noun in nouns])
+    assert re.fullmatch(pattern, pairs[0].caption)
+
+
+def test_four_or_five_things_stand_in_a_tenth_of_the_scenes() -> None:
+    rng = np.random.default_rng(0)
+    counts = np.array([len(world.random_things(rng)) for _ in range(4000)])
+    assert set(counts) == {1, 2, 3, 4, 5}
+    assert 0.07 < np.mean(counts >= 4) < 0.13
+
+
+def test_a_class_does_not_tell_the_colours() -> None:
+    rng = np.random.default_rng(0)
+    tiles = [art.draw(Thing("fox", art.random_paint(rng)), 32, 0, False) for _ in range(100)]
+    means = np.array([tile[..., :3].sum((0, 1)) / tile[..., 3].sum() for tile in tiles])
+    assert (means.std(axis=0) > 0.15).all()  # of 1
+
+
+def test_identifiers_are_as_good_as_never_the_same() -> None:
+    rng = np.random.default_rng(0)
+    words = [world.random_identifier(rng) for _ in range(1000)]
+    assert len(set(words)) > 800
+    assert not world.TAKEN_WORDS & set(words)
+
+
+def test_what_subjects_wear_occurs_in_no_training_scene() -> None:
+    training, held = art.TRAINING_ACCESSORIES, art.SUBJECT_ACCESSORIES
+    emoji = [{a.codepoint for a in group.values()} for group in (training, held)]
+    assert not emoji[0] & emoji[1]
+    assert all(s.thing.accessory in held for s in subjects.SUBJECTS.values())
+
+    rng = np.random.default_rng(0)
+    things = [thing for _ in range(5000) for thing in world.random_things(rng)]
+    worn = {thing.accessory for thing in things}
+    assert worn == {None, *training}
+    assert not set(things) & {subject.thing for subject in subjects.SUBJECTS.values()}
+
+
+def test_sets_are_those_of_the_experiment() -> None:
+    classes = [[s.thing.noun for s in subjects.subjects_of(name)] for name in subjects.SETS]
+    pairs = [nouns for nouns in classes if len(nouns) == 2]
+    assert len(pairs) >= 6
+    assert sum(len(set(nouns)) == 1 for nouns in pairs) >= 3
+    assert {3, 5} <= {len(nouns) for nouns in classes}
+
+
+@pytest.mark.parametrize("name", subjects.SETS)
+def test_written_folder_is_one_that_training_takes(tmp_path: Path, name: str) -> None:
+    chosen = subjects.subjects_of(name)
+    folder = subjects.write_pair(tmp_path / name, chosen, np.random.default_rng(0))
+    read = load_subjects(folder, min_subjects=2)
+    assert list(read.names.values()) == [subject.name for subject in chosen]
+    assert len(read.photos) == 5 * len(chosen) and not read.warnings
+
+
+def test_written_masks_are_the_drawn_ones(tmp_path: Path) -> None:
+    chosen = subjects.subjects_of("two_foxes")
+    folder = subjects.write_pair(tmp_path / "pair", chosen, np.random.default_rng(3), photos=1)
+    rng = np.random.default_rng(3)
+    for key, subject in zip("ab", chosen, strict=True):
+        photo = subjects.subject_photos(subject, 1, rng)[0]
+        assert np.array_equal(load_mask(folder / f"mask_{key}00.png"), photo.mask)
+        assert np.array_equal(np.asarray(Image.open(folder / f"{key}00.png")), photo.pixels)
+
+
+def test_paint_turns_hues_about_the_grey_axis() -> None:
+    assert np.allclose(Paint().matrix(), np.eye(3), atol=1e-6)
+    red_to_green = Paint(turn=120).matrix() @ [1, 0, 0]
+    assert np.allclose(red_to_green, [0, 1, 0], atol=1e-6)
+    assert np.allclose(Paint(saturation=0).matrix() @ [0.9, 0.3, 0], [0.4] * 3, atol=1e-6)
+    assert np.allclose(Paint(tint=(1, 0.5, 0)).matrix() @ [1, 1, 1], [1, 0.5, 0], atol=1e-6)
+
+
+def test_paste_by_hand() -> None:
+    white = np.full((2, 2, 3), 255, dtype=np.float32)
+    solid = np.array([[[200, 0, 0, 255], [100, 0, 0, 128]]], dtype=np.float32)  # (1, 2, 4)
+    pixels, masks = world.paste(white, [solid, solid], [(0, 0), (0, 1)])
+    assert pixels[0, 0].tolist() == [200, 0, 0]
+    assert pixels[0, 1].tolist() == [227, 127, 127]  # 100 + 255 * 127 / 255
+    assert masks.tolist() == [[[True, True], [False, False]], [[False, False], [True, True]]]
+
+    _, masks = world.paste(white, [solid, solid[:, :1]], [(0, 0), (1, 0)])
+    assert masks.tolist() == [[[True, False], [False, False]], [[False, True], [False, False]]]
+
+
+def test_every_background_can_be_drawn_by_its_name() -> None:
+    rng = np.random.default_rng(0)
+    names = backgrounds.background_names()
+    assert len(set(names)) == len(names)
+    assert {backgrounds.random_name(rng) for _ in range(3000)} <= set(names)
+    for name in names:
+        pixels = backgrounds.draw_background(name, 48, rng)
+        assert pixels.shape == (48, 48, 3) and 0 <= pixels.min() and pixels.max() <= 255
+    for wrong in ("mauve", "red tartan", "white striped"):
+        with pytest.raises(ValueError, match=wrong):
+            backgrounds.draw_background(wrong, 48, rng)
+
+
+def test_the_stream_goes_on_where_it_is_told_to() -> None:
+    whole, later = iter(scene_loader(0, 0, 4, 0)), iter(scene_loader(0, 2, 2, 0))
+    batch = next(whole)
+    assert batch.pixels.shape == (4, 3, 64, 64) and batch.things.shape == (4, 1, 64, 64)
+    assert -1 <= batch.pixels.min() and batch.pixels.max() <= 1
+    assert batch.pixels[2:].equal(next(later).pixels)
+    assert not batch.pixels.equal(held_out_scenes(4).pixels)
+
+
+def test_the_sheet_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "scenes.png"
+    world.main(world.parse_args(["--count", "8", "--output", str(path)]))
+    assert Image.open(path).width == 8 * 160
