@@ -1,5 +1,6 @@
 """A frozen base in fewer bits, by diffusers' own quantization configs."""
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,9 @@ def complaints(kind: str) -> list[str]:
     found = []
     if find_spec(package) is None:
         found.append(f'--quantize_base {kind}: not installed; pip install -e ".[quantize]"')
+    if kind == "int8" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DDP broadcasts the frozen weights too, which torchao 0.18's tensors do not allow
+        found.append("--quantize_base int8 runs in one process only; use nf4 for several")
     if kind == "nf4" and not torch.cuda.is_available():
         found.append("--quantize_base nf4 needs a CUDA GPU; int8 runs on the CPU too")
     return found

@@ -1,0 +1,210 @@
+"""Train the miniature of SDXL on the world's scenes: UNet and text encoders, from nothing.
+
+    python -m mini.train_base --vae output/mini/vae --output output/mini/sdxl --minutes 480
+
+The same command continues where the last one stopped; `--start_from mini/weights/sdxl` goes on
+from committed weights with a fresh optimizer. The result are the running means of the weights, in
+fp16, as an ordinary `StableDiffusionXLPipeline` folder.
+"""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
+from diffusers.training_utils import EMAModel, compute_snr
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from mini.base_model import (
+    Denoiser,
+    assemble,
+    denoiser_of,
+    load_pipeline,
+    new_pipeline,
+    save_pipeline,
+)
+from mini.latents import LatentPool, encoder_fingerprint
+from mini.training_state import (
+    Run,
+    add_training_flags,
+    make_accelerator,
+    make_ema,
+    make_optimizer,
+    set_learning_rate,
+)
+from mudi.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.losses import min_snr_weight
+from mudi.preview import contact_sheet
+
+EMPTY_PROMPT_SHARE = 0.1  # for classifier-free guidance
+SNR_GAMMA = 1.0  # min-SNR weights; the usual 5 learns grain before shapes and backgrounds
+SHEET_STEPS, SHEET_GUIDANCE, SHEET_BATCH = 25, 5.0, 8
+SHEET_PROMPTS = (
+    "a photo of a teddy bear, simple background.",
+    "A photo of a fox on a blue background.",
+    "A photo of a robot on a green striped background.",
+    "a car on a yellow gradient background",
+    "a photo of a zul cat, simple background.",
+    "A photo of a panda with a heart on a purple cloudy background.",
+    "a rocket, black background",
+    "A photo of a mushroom on a pink checkered background.",
+    "a photo of a fox and a cat, simple background.",
+    "a photo of a olis robot and a hta teddy bear, simple background.",
+    "A photo of a dog and an owl on a turquoise background.",
+    "A photo of two foxes on a white background.",
+    "a photo of a zul teddy bear and a kem teddy bear, simple background.",
+    "A photo of a car and a cactus on a brown dotted background.",
+    "A photo of a frog, a rabbit and a duck on a white background.",
+    "a photo of a penguin, a cat, a car and an octopus, simple background.",
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add_training_flags(parser, "base", batch_size=32, learning_rate=1e-3)
+    flag = parser.add_argument
+    flag("--vae", type=Path, help="trained VAE; can be left out with --start_from")
+    flag("--channels", type=int, nargs="+", default=[64, 128], help="of each resolution (UNet)")
+    flag("--text_widths", type=int, nargs=2, default=[192, 64], help="of the text encoders")
+    flag("--pool", type=int, default=1 << 18, help="scenes drawn; 2 KB of disk each")
+    flag("--shard", type=int, default=1 << 11, help="scenes a file of the pool")
+    args = parser.parse_args(argv)
+    if not args.vae and not args.start_from:
+        parser.error("give --vae or --start_from")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    accelerator = make_accelerator(args)
+    pipeline = build_pipeline(args)
+    pipeline.to(accelerator.device)
+    pipeline.vae.requires_grad_(False)
+
+    denoiser = denoiser_of(pipeline)
+    optimizer = make_optimizer(denoiser)
+    ema = make_ema(denoiser)
+    ema.to(accelerator.device)
+    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
+    num_parameters = sum(p.numel() for p in denoiser.parameters())
+    print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
+
+    unet, latents = pipeline.unet.config, encoder_fingerprint(pipeline.vae)
+    identity = f"a UNet of channels {list(unet.block_out_channels)} on latents {latents}"
+    with Run(accelerator, ema, args, identity) as run:
+        train(accelerator, pipeline, denoiser, optimizer, ema, run, args)
+
+    save(pipeline, ema, run, args.output)
+    print(f"{args.output}: after {run.progress.pictures} pictures")
+
+
+def build_pipeline(args: argparse.Namespace) -> StableDiffusionXLPipeline:
+    """Load the pipeline to start from, or build one around the VAE."""
+    vae = AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32) if args.vae else None
+    if not args.start_from:
+        return new_pipeline(vae, tuple(args.channels), tuple(args.text_widths))
+    pipeline = load_pipeline(args.start_from)
+    pipeline.vae = vae or pipeline.vae
+    return pipeline
+
+
+def train(
+    accelerator: Accelerator,
+    pipeline: StableDiffusionXLPipeline,
+    denoiser: Denoiser,
+    optimizer: torch.optim.Optimizer,
+    ema: EMAModel,
+    run: Run,
+    args: argparse.Namespace,
+) -> None:
+    levels = DDPMScheduler.from_config(pipeline.scheduler.config)
+    pool = LatentPool(
+        args.state_dir, pipeline.vae, args.seed, args.pool, args.shard, args.num_workers
+    )
+    for latents, captions in pool.batches(run.progress.pictures, args.batch_size):
+        if run.finished:
+            break
+        generator = torch.Generator().manual_seed(args.seed + run.progress.step)
+        latents = latents.to(accelerator.device)
+        ids = tokens_of(captions, pipeline.tokenizer, generator).to(accelerator.device)
+
+        with accelerator.autocast():
+            loss = denoising_loss(denoiser, levels, latents, ids, generator).mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(denoiser.parameters(), 1.0)
+        set_learning_rate(optimizer, args.learning_rate, run.progress.step)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(denoiser.parameters())
+
+        run.count(len(latents), loss.detach())
+        if run.sheet_due():
+            save(pipeline, ema, run, args.output)
+
+
+def tokens_of(captions: list[str], tokenizer: CLIPTokenizer, generator: torch.Generator) -> Tensor:
+    """Return the captions' tokens (B, T), some captions emptied."""
+    emptied = (torch.rand(len(captions), generator=generator) < EMPTY_PROMPT_SHARE).tolist()
+    texts = ["" if empty else text for empty, text in zip(emptied, captions, strict=True)]
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def denoising_loss(
+    denoiser: torch.nn.Module,
+    levels: DDPMScheduler,
+    latents: Tensor,
+    ids: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the weighted squared error of the predicted noise: (B, 4, h, w) -> (B,)."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    timesteps = torch.randint(
+        levels.config.num_train_timesteps, (len(latents),), generator=generator
+    ).to(latents.device)
+    noisy = levels.add_noise(latents, noise, timesteps)
+    predicted = denoiser(noisy, timesteps, ids)
+    error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+    return error * min_snr_weight(compute_snr(levels, timesteps), SNR_GAMMA, "epsilon")
+
+
+@torch.no_grad()
+def save(pipeline: StableDiffusionXLPipeline, ema: EMAModel, run: Run, output: Path) -> None:
+    """Write the pipeline with the running means, and a sheet of what it draws."""
+    means = copy.deepcopy(denoiser_of(pipeline))
+    ema.copy_to(means.parameters())
+    parts = {**pipeline.components, **dict(means.named_children())}
+    result = assemble(**parts)
+    sheet = sample_sheet(result, SHEET_PROMPTS)
+    write_image(run.folder / f"sheet-{run.progress.pictures:08d}.png", sheet)
+
+    folder = temporary_folder(output)
+    save_pipeline(result, folder)
+    report = {"pictures": run.progress.pictures, "minutes": run.progress.seconds / 60}
+    write_text(folder / "report.json", json.dumps({**report, "loss": run.loss}))
+    write_image(folder / "sheet.png", sheet)
+    finish_folder(output)
+
+
+def sample_sheet(pipeline: StableDiffusionXLPipeline, prompts: tuple[str, ...]) -> Image.Image:
+    """Draw one picture a prompt, always from the same noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for first in range(0, len(prompts), SHEET_BATCH):
+        part = list(prompts[first : first + SHEET_BATCH])
+        generators = [torch.Generator().manual_seed(first + i) for i in range(len(part))]
+        images += pipeline(
+            part,
+            num_inference_steps=SHEET_STEPS,
+            guidance_scale=SHEET_GUIDANCE,
+            generator=generators,
+        ).images
+    return contact_sheet(images, list(prompts), columns=4, tile=200)
+
+
+if __name__ == "__main__":
+    main(parse_args())

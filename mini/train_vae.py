@@ -1,0 +1,180 @@
+r"""Train the miniature's AutoencoderKL: 64-pixel pictures to 16 x 16 latents of 4 channels.
+
+    python -m mini.train_vae --output output/mini/vae --minutes 120
+
+The same command continues where the last one stopped. The result are the running means of the
+weights, in fp16, as any diffusers VAE is saved. A new encoder makes a base worthless that was
+trained on the old one's latents; a new decoder doesn't:
+
+    python -m mini.train_vae --start_from output/mini/vae --freeze_encoder \
+        --state_dir ~/.cache/mudi-mini/decoder --output output/mini/vae-2 --minutes 120
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import Tensor
+
+from mini.stream import SceneBatch, held_out_scenes, scene_loader
+from mini.training_state import (
+    STATE_DIR,
+    Run,
+    add_training_flags,
+    make_accelerator,
+    make_ema,
+    make_optimizer,
+    set_learning_rate,
+)
+from mini.world import SIZE
+from mudi.files import finish_folder, temporary_folder, write_image, write_text
+
+KL_WEIGHT = 5e-4  # of the mean over latents; keeps them near a unit normal and costs no sharpness
+THING_WEIGHT = 3.0  # of a thing's pixels against the background's, which is the easier part
+NUM_STATISTICS = 512  # held-out scenes that latents and errors are measured on
+NUM_SHOWN = 24  # on the sheet
+
+
+def new_vae(channels: tuple[int, ...]) -> AutoencoderKL:
+    """Build an untrained VAE; each entry of channels but the last halves the picture's side."""
+    return AutoencoderKL(
+        sample_size=SIZE,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+        force_upcast=False,
+    )
+
+
+def vae_loss(vae: AutoencoderKL, batch: SceneBatch, generator: torch.Generator) -> Tensor:
+    """Return the scalar loss: weighted L1 + L2 of the picture, and the latents' KL divergence."""
+    latents = vae.encode(batch.pixels).latent_dist
+    noise = torch.randn(latents.mean.shape, generator=generator).to(latents.mean.device)
+    decoded = vae.decode(latents.mean + noise * latents.std).sample.float()
+
+    error = decoded - batch.pixels
+    weight = 1 + (THING_WEIGHT - 1) * batch.things.float()
+    distortion = (weight * (error.abs() + error.square())).sum() / (weight.sum() * 3)
+    divergence = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).float().mean()
+    return distortion + KL_WEIGHT * divergence
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add_training_flags(parser, "vae", batch_size=16, learning_rate=1e-3)
+    parser.add_argument(
+        "--channels", type=int, nargs="+", default=[16, 32, 64], help="of each resolution"
+    )
+    parser.add_argument(
+        "--freeze_encoder", action="store_true", help="keep the latents: train the decoder only"
+    )
+    args = parser.parse_args(argv)
+    if args.freeze_encoder and not args.start_from:
+        parser.error("--freeze_encoder needs --start_from")
+    if args.freeze_encoder and args.state_dir == STATE_DIR / "vae":
+        parser.error("--freeze_encoder needs a --state_dir of its own")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    accelerator = make_accelerator(args)
+    start = args.start_from
+    vae = AutoencoderKL.from_pretrained(start) if start else new_vae(tuple(args.channels))
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(not args.freeze_encoder)
+    optimizer = make_optimizer(vae)
+    ema = make_ema(vae)
+    ema.to(accelerator.device)
+    vae, optimizer = accelerator.prepare(vae, optimizer)
+    num_parameters = sum(p.numel() for p in vae.parameters())
+    print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
+
+    identity = f"a VAE of channels {list(vae.config.block_out_channels)}"
+    with Run(accelerator, ema, args, identity) as run:
+        train(accelerator, vae, optimizer, ema, run, args)
+
+    mean_error = save(vae, ema, run, args.output)
+    print(f"{args.output}: squared error {mean_error:.5f} after {run.progress.pictures} pictures")
+
+
+def train(
+    accelerator: Accelerator,
+    vae: AutoencoderKL,
+    optimizer: torch.optim.Optimizer,
+    ema: EMAModel,
+    run: Run,
+    args: argparse.Namespace,
+) -> None:
+    first = run.progress.pictures
+    for batch in scene_loader(args.seed, first, args.batch_size, args.num_workers):
+        if run.finished:
+            break
+        batch = batch.to(accelerator.device)
+        generator = torch.Generator().manual_seed(args.seed + run.progress.step)
+
+        with accelerator.autocast():
+            loss = vae_loss(vae, batch, generator)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(vae.parameters(), 1.0)
+        set_learning_rate(optimizer, args.learning_rate, run.progress.step)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(vae.parameters())
+
+        run.count(len(batch.pixels), loss.detach())
+        if run.sheet_due():
+            save(vae, ema, run, args.output)
+
+
+@torch.no_grad()
+def save(vae: AutoencoderKL, ema: EMAModel, run: Run, output: Path) -> float:
+    """Write the running means with their latents' statistics, and a sheet.
+
+    Returns:
+        The mean squared error on held-out scenes, pixels from -1 to 1.
+    """
+    device = next(vae.parameters()).device
+    result = AutoencoderKL.from_config(vae.config).to(device)
+    ema.copy_to(result.parameters())
+    batch = held_out_scenes(NUM_STATISTICS).to(device)
+    latents = torch.cat([result.encode(part).latent_dist.mean for part in batch.pixels.split(32)])
+    decoded = torch.cat([result.decode(part).sample for part in latents.split(32)])
+    error = (decoded - batch.pixels).square().mean().item()
+
+    result.register_to_config(
+        latents_mean=latents.mean(dim=(0, 2, 3)).tolist(),
+        latents_std=latents.std(dim=(0, 2, 3)).tolist(),
+    )
+    folder = temporary_folder(output)
+    result.half().save_pretrained(folder)
+    report = {"pictures": run.progress.pictures, "minutes": run.progress.seconds / 60}
+    write_text(folder / "report.json", json.dumps({**report, "squared_error": error}))
+    finish_folder(output)
+    sheet = reconstruction_sheet(batch.pixels[:NUM_SHOWN], decoded[:NUM_SHOWN])
+    write_image(run.folder / f"sheet-{run.progress.pictures:08d}.png", sheet)
+    return error
+
+
+def reconstruction_sheet(originals: Tensor, decoded: Tensor, columns: int = 8) -> Image.Image:
+    """Lay pictures (B, 3, S, S), -1 to 1, in rows, each row of decoded ones below its originals."""
+    rows = []
+    for first in range(0, len(originals), columns):
+        rows += [torch.cat(list(x[first : first + columns]), dim=-1) for x in (originals, decoded)]
+    pixels = torch.cat(rows, dim=-2).permute(1, 2, 0)
+    image = Image.fromarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy())
+    return image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
+
+
+if __name__ == "__main__":
+    main(parse_args())

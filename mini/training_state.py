@@ -1,0 +1,226 @@
+"""What the miniature's training commands share: flags, time budget, checkpoint, running means.
+
+A run ends when its minutes are over, its steps are done, or SIGTERM or Ctrl-C comes; it saves its
+state then, and every few minutes before. The same command continues it.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mini.stream import default_workers
+from mudi.files import clean_up, finish_folder, temporary_folder, write_text
+
+STATE_DIR = Path.home() / ".cache" / "mudi-mini"  # outlives a work tree
+CHECKPOINT, PROGRESS = "checkpoint", "progress.json"
+WARM_UP_STEPS = 200
+EMA_DECAY = 0.9995  # at most; it starts lower
+LOSS_MEMORY = 0.98  # of the mean that the progress bar shows
+QUIET_SECONDS = 60  # between two lines of progress in a file; a terminal sees them at once
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimizer steps, pictures seen, seconds spent training, in all sessions."""
+
+    step: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+
+
+def add_training_flags(
+    parser: argparse.ArgumentParser, name: str, batch_size: int, learning_rate: float
+) -> None:
+    """Add the flags that every training command of the miniature has."""
+    flag = parser.add_argument
+    flag("--output", type=Path, required=True, help="folder for the result")
+    flag("--state_dir", type=Path, default=STATE_DIR / name, help="folder for the checkpoint")
+    flag("--start_from", type=Path, help="earlier result to start from if there's no checkpoint")
+    flag("--minutes", type=float, default=30.0, help="time budget of this session")
+    flag("--max_steps", type=int, help="optimizer steps of all sessions; None is no limit")
+    flag("--save_minutes", type=float, default=5.0, help="minutes between two checkpoints")
+    flag("--sheet_minutes", type=float, default=10.0, help="minutes between two sheets")
+    flag("--batch_size", type=int, default=batch_size, help="pictures an optimizer step")
+    flag("--learning_rate", type=float, default=learning_rate, help="after the warm-up")
+    flag("--num_workers", type=int, default=default_workers(), help="processes that draw scenes")
+    flag("--seed", type=int, default=0, help="of weights, scenes and noise")
+    flag(
+        "--mixed_precision",
+        choices=["no", "bf16", "fp16"],
+        default="bf16",
+        help="bf16 is twice as fast on a GPU and on a CPU with AVX512-BF16; else take no",
+    )
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """Start accelerate for one process.
+
+    Raises:
+        SystemExit: the flags or the launch ask for what cannot be had.
+    """
+    for flag in ("batch_size", "learning_rate"):
+        if getattr(args, flag) <= 0:
+            raise SystemExit(f"--{flag} must be above 0")
+    if args.start_from and not args.start_from.is_dir():
+        raise SystemExit(f"--start_from {args.start_from}: no such folder")
+    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise SystemExit("--mixed_precision fp16 needs a GPU; use bf16 or no here")
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise SystemExit("the miniature is trained by one process; launch without accelerate")
+    torch.manual_seed(args.seed)
+    return accelerator
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """Return AdamW over a model's parameters; `set_learning_rate` gives the rate."""
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, step: int) -> None:
+    """Warm up linearly, then keep the rate; a continued run takes a new one from its flags."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * min(1.0, (step + 1) / WARM_UP_STEPS)
+
+
+def make_ema(model: nn.Module) -> EMAModel:
+    """Return the running mean of a model's parameters."""
+    parameters = list(model.parameters())
+    return EMAModel(parameters, decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+
+
+class Run:
+    """A run's progress, its checkpoint, and when to save, to draw a sheet and to stop.
+
+    As a context manager it turns SIGTERM and Ctrl-C into `finished`.
+
+    Args:
+        accelerator: has prepared the model and the optimizer.
+        ema: the running mean, saved with them.
+        args: see `add_training_flags`.
+        identity: what a checkpoint must have been trained on to be continued, in words.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, ema: EMAModel, args: argparse.Namespace, identity: str
+    ):
+        self.accelerator = accelerator
+        self.args = args
+        self.identity = identity
+        self.folder: Path = args.state_dir
+        self.progress = Progress()
+        self.loss: float | None = None
+        self._stop = False
+        self._previous: dict[int, Any] = {}
+        self._start = self._ticked = self._saved = self._drawn = 0.0  # moments; set on entry
+        accelerator.register_for_checkpointing(ema)
+
+    def __enter__(self) -> "Run":
+        """Read the checkpoint, if there is one, and begin to count the time.
+
+        Raises:
+            SystemExit: the checkpoint is of something else.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clean_up(self.folder)
+        if (self.folder / CHECKPOINT).is_dir():
+            self._restore(self.folder / CHECKPOINT)
+        self._previous = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        self._start = self._ticked = self._saved = self._drawn = time.monotonic()
+        interval = 0.5 if sys.stderr.isatty() else QUIET_SECONDS
+        self._bar = tqdm(
+            total=self.args.max_steps, initial=self.progress.step, mininterval=interval, unit="step"
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Save, unless an error ended the run."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._bar.close()
+        if error is None:
+            self.save()
+
+    def _restore(self, checkpoint: Path) -> None:
+        saved = json.loads((checkpoint / PROGRESS).read_text())
+        trained = saved.pop("identity")
+        if trained != self.identity:
+            raise SystemExit(f"{checkpoint} is of {trained}, this run of {self.identity}")
+        self.accelerator.load_state(str(checkpoint))
+        self.progress = Progress(**saved)
+        print(f"continuing {checkpoint} after {self.progress.pictures} pictures")
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._stop = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the loop must end: a signal came, or the steps or minutes are used up."""
+        steps_done = self.args.max_steps is not None and self.progress.step >= self.args.max_steps
+        return self._stop or steps_done or self._since(self._start) >= self.args.minutes
+
+    def count(self, pictures: int, loss: Tensor) -> None:
+        """Count one optimizer step; loss is a scalar. Saves when it is time to.
+
+        Raises:
+            SystemExit: the loss is no longer a finite number; nothing is saved.
+        """
+        value = loss.item()
+        if not value < float("inf"):
+            raise SystemExit(f"step {self.progress.step}: the loss is {value}; nothing was saved")
+        now = time.monotonic()
+        self.progress.step += 1
+        self.progress.pictures += pictures
+        self.progress.seconds += now - self._ticked
+        self._ticked = now
+        memory = LOSS_MEMORY if self.loss is not None else 0.0
+        self.loss = memory * (self.loss or 0.0) + (1 - memory) * value
+        self._bar.set_postfix(
+            loss=f"{self.loss:.4f}", pictures=self.progress.pictures, refresh=False
+        )
+        self._bar.update()
+        if self._since(self._saved) >= self.args.save_minutes:
+            self.save()
+
+    def sheet_due(self) -> bool:
+        """Return whether it is time for a sheet, at most once each time."""
+        due = self._since(self._drawn) >= self.args.sheet_minutes
+        if due:
+            self._drawn = time.monotonic()
+        return due
+
+    def save(self) -> None:
+        """Write the checkpoint, complete or not at all, and a line to log.jsonl."""
+        checkpoint = self.folder / CHECKPOINT
+        temporary = temporary_folder(checkpoint)
+        self.accelerator.save_state(str(temporary))
+        saved = {"identity": self.identity, **asdict(self.progress)}
+        write_text(temporary / PROGRESS, json.dumps(saved))
+        finish_folder(checkpoint)
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps({**asdict(self.progress), "loss": self.loss}) + "\n")
+        self._saved = time.monotonic()
+
+    @staticmethod
+    def _since(moment: float) -> float:
+        return (time.monotonic() - moment) / 60

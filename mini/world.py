@@ -1,0 +1,267 @@
+"""The miniature's world: scenes of one to five things on a named background, with a caption.
+
+    python -m mini.world --count 40 --output scenes.png
+
+Every scene is a function of the generator it is drawn with. Masks and boxes are exact. What the
+evaluated subjects wear never occurs here; see mini/subjects.py.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mini.art import KINDS, TRAINING_ACCESSORIES, Thing, draw, random_paint
+from mini.backgrounds import draw_background, random_name
+from mudi.files import write_image
+from mudi.images import Box, tight_box
+from mudi.preview import contact_sheet
+from mudi.segmix import SDXL_STYLE, collage_prompt
+
+SIZE = 64  # side of a picture (px)
+SUBJECT_ALPHA = 128  # of 255; from here on a pixel shows more of a thing than of what is behind it
+COUNT_SHARES = (0.36, 0.42, 0.12, 0.06, 0.04)  # of scenes with one, two, ... five things
+SIDES = ((0.45, 0.95), (0.34, 0.62), (0.30, 0.46), (0.26, 0.38), (0.24, 0.34))  # share of SIZE
+TWINS_SHARE = 0.2  # of the scenes of two or more whose things are all of one class
+ACCESSORY_SHARE = 0.12  # of the things
+IDENTIFIER_SHARE = 0.35  # of the scenes, whose things then all have such a word
+OVERLAP_SHARE = 0.15  # of the scenes, in which things may stand before each other
+APART, OVERLAPPING = 0.95, 0.62  # least distance of two things, in halves of their summed sides
+MIN_VISIBLE = 0.5  # of a thing's pixels
+MAX_ANGLE = 20.0  # degrees
+LAYOUT_TRIES = 40  # before a layout is tried anew with things a little smaller
+CROWDED_SHRINK = 0.92
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
+TAKEN_WORDS = {"cat", "car", "dog", "fox", "owl", "red", "hat", "bow", "cap", "and", "two"}
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How large a thing is drawn (its larger side, px), turned (degrees) and mirrored."""
+
+    side: float
+    angle: float = 0.0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is in it; things stand in the caption's order.
+
+    Attributes:
+        pixels: (S, S, 3) uint8.
+        masks: (n, S, S) bool, the visible pixels of each thing.
+        boxes: the tight box of each mask.
+        things: the n things.
+        background: its name.
+        caption: says all of this but for colours, in words that may carry meaningless identifiers.
+    """
+
+    pixels: np.ndarray
+    masks: np.ndarray
+    boxes: list[Box]
+    things: list[Thing]
+    background: str
+    caption: str
+
+
+def draw_scene(rng: np.random.Generator, size: int = SIZE) -> Scene:
+    """Draw a training scene of the given side (px)."""
+    things = random_things(rng)
+    background = random_name(rng)
+    pixels, masks = arrange(things, background, rng, size, overlap=rng.random() < OVERLAP_SHARE)
+    caption = random_caption(things, background, rng)
+    return Scene(pixels, masks, [tight_box(mask) for mask in masks], things, background, caption)
+
+
+def random_things(rng: np.random.Generator) -> list[Thing]:
+    """Draw one to five things; colours are independent of the class."""
+    count = 1 + int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))
+    nouns = [str(noun) for noun in rng.choice(list(KINDS), count)]
+    if rng.random() < TWINS_SHARE:
+        nouns = nouns[:1] * count
+    return [random_thing(noun, rng) for noun in nouns]
+
+
+def random_thing(noun: str, rng: np.random.Generator) -> Thing:
+    """Draw how a thing of that class looks."""
+    if rng.random() >= ACCESSORY_SHARE:
+        return Thing(noun, random_paint(rng))
+    worn = str(rng.choice(list(TRAINING_ACCESSORIES)))
+    return Thing(noun, random_paint(rng), worn, random_paint(rng))
+
+
+def arrange(
+    things: Sequence[Thing],
+    background: str,
+    rng: np.random.Generator,
+    size: int = SIZE,
+    overlap: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw things at random places and sizes, each at least half visible.
+
+    Returns:
+        The picture (S, S, 3) uint8 and the masks of what is visible (n, S, S) bool.
+    """
+    low, high = SIDES[len(things) - 1]
+    closeness = OVERLAPPING if overlap else APART
+    canvas = draw_background(background, size, rng)
+    shrink = 1.0
+    while True:
+        poses = [
+            Pose(shrink * size * rng.uniform(low, high), angle, bool(rng.random() < 0.5))
+            for angle in rng.triangular(-MAX_ANGLE, 0, MAX_ANGLE, len(things))
+        ]
+        tiles = [draw_tile(thing, pose, size) for thing, pose in zip(things, poses, strict=True)]
+        corners = _draw_corners(tiles, size, closeness, rng)
+        if corners is not None:
+            pixels, masks = paste(canvas, tiles, corners)
+            whole = [np.count_nonzero(tile[..., 3] >= SUBJECT_ALPHA) for tile in tiles]
+            if all(m.sum() >= MIN_VISIBLE * w for m, w in zip(masks, whole, strict=True)):
+                return pixels, masks
+        shrink *= CROWDED_SHRINK
+
+
+def draw_tile(thing: Thing, pose: Pose, size: int) -> np.ndarray:
+    """Draw a thing, as large as posed or as the canvas allows: (h, w, 4), premultiplied RGBA."""
+    side = pose.side
+    while True:
+        tile = draw(thing, side, pose.angle, pose.flip)
+        largest = max(tile.shape[:2])
+        if largest <= size:
+            return tile
+        side *= (size - 0.5) / largest
+
+
+def paste(
+    background: np.ndarray, tiles: Sequence[np.ndarray], corners: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay tiles on a background (S, S, 3), the last in front.
+
+    Args:
+        background: float, 0 to 255; it is not changed.
+        tiles: (h, w, 4) float, 0 to 255, premultiplied RGBA.
+        corners: left and top of each tile (px).
+
+    Returns:
+        The picture (S, S, 3) uint8 and the masks of what is visible (n, S, S) bool.
+    """
+    canvas = background.copy()
+    masks = np.zeros((len(tiles), *canvas.shape[:2]), dtype=bool)
+    for i, (tile, (left, top)) in enumerate(zip(tiles, corners, strict=True)):
+        place = (slice(top, top + tile.shape[0]), slice(left, left + tile.shape[1]))
+        alpha = tile[..., 3:]
+        canvas[place] = tile[..., :3] + canvas[place] * (1 - alpha / 255)
+        solid = alpha[..., 0] >= SUBJECT_ALPHA
+        masks[:i, place[0], place[1]] &= ~solid
+        masks[i][place] = solid
+    return (canvas.clip(0, 255) + 0.5).astype(np.uint8), masks
+
+
+def _draw_corners(
+    tiles: Sequence[np.ndarray], size: int, closeness: float, rng: np.random.Generator
+) -> list[tuple[int, int]] | None:
+    """Draw left and top of each tile, no two too close; None if there seems to be no room."""
+    radii = [max(tile.shape[:2]) / 2 for tile in tiles]
+    for _ in range(LAYOUT_TRIES):
+        corners: list[tuple[int, int]] = []
+        centres: list[tuple[float, float]] = []
+        for tile, radius in zip(tiles, radii, strict=True):
+            height, width = tile.shape[:2]
+            left = int(rng.integers(0, size - width + 1))
+            top = int(rng.integers(0, size - height + 1))
+            x, y = left + width / 2, top + height / 2
+            reach = zip(centres, radii, strict=False)
+            if any(np.hypot(x - u, y - v) < closeness * (radius + r) for (u, v), r in reach):
+                break
+            corners.append((left, top))
+            centres.append((x, y))
+        else:
+            return corners
+    return None
+
+
+def random_caption(
+    things: Sequence[Thing],
+    background: str,
+    rng: np.random.Generator,
+    identifier_share: float = IDENTIFIER_SHARE,
+) -> str:
+    """Name the things, with meaningless identifiers or without, and, mostly, the background."""
+    identified = rng.random() < identifier_share
+    names = [
+        (f"{random_identifier(rng)} " if identified else "") + describe(thing) for thing in things
+    ]
+    if background == "white" and rng.random() < 0.5:
+        if len(names) == 1:
+            return SDXL_STYLE.template.format(subjects=f"a {names[0]}")
+        return collage_prompt(SDXL_STYLE, names)
+    phrase = _list_phrase(names, rng)
+    scenery = with_article(f"{background} background")
+    templates = (
+        f"A photo of {phrase} on {scenery}.",
+        f"A photo of {phrase} on {scenery}.",
+        f"a picture of {phrase} in front of {scenery}",
+        f"{phrase} on {scenery}",
+        f"{phrase}, {background} background",
+        f"a photo of {phrase}",
+    )
+    return templates[int(rng.integers(len(templates)))]
+
+
+def describe(thing: Thing) -> str:
+    """Return the thing's class and what it wears."""
+    if thing.accessory is None:
+        return thing.noun
+    return f"{thing.noun} with {with_article(thing.accessory)}"
+
+
+def random_identifier(rng: np.random.Generator) -> str:
+    """Draw a word of two to four letters that means nothing: "zul", "hta", "olis"."""
+    while True:
+        count = int(rng.integers(2, 5))
+        word = "".join(str(rng.choice(list(VOWELS + 2 * CONSONANTS))) for _ in range(count))
+        if word not in TAKEN_WORDS:
+            return word
+
+
+def with_article(text: str) -> str:
+    return f"{'an' if text[0] in VOWELS else 'a'} {text}"
+
+
+def _list_phrase(names: Sequence[str], rng: np.random.Generator) -> str:
+    """Return "a fox and a zul cat", "two foxes", "a fox next to a cat", ..."""
+    count = len(names)
+    if count > 1 and len(set(names)) == 1 and " with " not in names[0] and rng.random() < 0.6:
+        return f"{NUMBERS[count]} {names[0]}{'es' if names[0][-1] in 'sx' else 's'}"
+    parts = [with_article(name) for name in names]
+    if count == 2 and rng.random() < 0.2:
+        return f"{parts[0]} next to {parts[1]}"
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if count > 1 else parts)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--count", type=int, default=40, help="scenes to draw")
+    parser.add_argument("--size", type=int, default=SIZE, help="side of a scene (px)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first scene")
+    parser.add_argument("--output", type=Path, default=Path("scenes.png"), help="sheet to write")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write a sheet of training scenes with their captions."""
+    seeds = range(args.seed, args.seed + args.count)
+    scenes = [draw_scene(np.random.default_rng(seed), args.size) for seed in seeds]
+    pictures = [Image.fromarray(scene.pixels) for scene in scenes]
+    sheet = contact_sheet(pictures, [scene.caption for scene in scenes], columns=8, tile=160)
+    print(f"the sheet: {write_image(args.output, sheet)}")
+
+
+if __name__ == "__main__":
+    main(parse_args())
