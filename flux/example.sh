@@ -7,14 +7,14 @@ MODEL_NAME=black-forest-labs/FLUX.1-dev     # a folder or a hub id
 TRAIN_CONFIG_PATH=flux/teddys               # photos, masks and metadata.jsonl; the published value
 WANDB_NAME=teddys
 VAL_PROMPT="a photo of two teddy bears sitting on a bench in a park"
-# flux/teddys is the authors' data: `python dataset/download.py flux/teddys` fetches it, once that
-# command is there. Ready in this repository: TRAIN_CONFIG_PATH=dataset/category/robot_and_teddy
-# with VAL_PROMPT="a photo of a olis robot and a hta teddy bear on a bench in a park".
+# flux/teddys is the authors' data: `python dataset/download.py flux/teddys` fetches it.
+# Ready in this repository: TRAIN_CONFIG_PATH=dataset/category/robot_and_teddy with
+# VAL_PROMPT="a photo of a olis robot and a hta teddy bear on a bench in a park".
 # wandb wants `wandb login`, or WANDB_MODE=offline. On a small GPU add
 # --quantize_base nf4 --gradient_checkpointing --encode_on_cpu.
 
 if [ ! -f "$TRAIN_CONFIG_PATH/metadata.jsonl" ]; then
-    echo "$TRAIN_CONFIG_PATH has no metadata.jsonl: fetch it with dataset/download.py," \
+    echo "$TRAIN_CONFIG_PATH has no metadata.jsonl: fetch it with: python dataset/download.py flux/teddys," \
         "or set TRAIN_CONFIG_PATH=dataset/category/robot_and_teddy" >&2
     exit 1
 fi

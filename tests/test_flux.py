@@ -225,9 +225,7 @@ def test_an_eight_bit_base_trains_saves_and_resumes_as_a_full_one(flux_backbone,
     pipeline.load_lora_weights(resumed)
 
 
-def test_a_quantized_base_that_cannot_be_had_is_refused_in_one_line(
-    flux_backbone, tmp_path, monkeypatch
-):
+def test_a_quantized_base_that_cannot_be_had_is_one_line(flux_backbone, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="--quantize_base nf4 needs a CUDA GPU"):
         flux_backbone.train(tmp_path, "--quantize_base nf4")
     with monkeypatch.context() as several:
