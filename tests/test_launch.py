@@ -19,6 +19,7 @@ from mudi.checkpoints import checkpoints
 from mudi.files import REPLACED, TEMPORARY
 from mudi.lora import KOHYA_WEIGHTS_NAME, WEIGHTS_NAME
 
+MANY_KILLS = 8
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 PUBLISHED = {
     "unet": """
@@ -111,7 +112,7 @@ def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train_segmix_lora_sdxl", "train_segmix_lora_flux"])
     rng = random.Random(backbone.denoiser)
-    steps = "--max_train_steps 30 --checkpointing_steps 1 --save_steps 1 --output_kohya_format"
+    steps = "--max_train_steps 40 --checkpointing_steps 1 --save_steps 1 --output_kohya_format"
     latest = "--resume_from_checkpoint latest --checkpoints_total_limit 2"
     calm, killed = tmp_path / "calm", tmp_path / "killed"
 
@@ -121,33 +122,41 @@ def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
         process.start()
         return process
 
-    begin = time.monotonic()
     undisturbed = start(calm)
     undisturbed.join()
     assert undisturbed.exitcode == 0
-    duration = time.monotonic() - begin
-    kills = steps_seen = 0
-    process = start(killed, latest)
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        process.join(timeout=rng.uniform(0.1, 0.3) * duration if kills < 8 else None)
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            kills += 1
-        else:
-            assert process.exitcode == 0
-            break
-        check_complete(killed)
-        done = [int(path.name.split("-")[1]) for path in checkpoints(killed)]
-        steps_seen = max([steps_seen, *done])
-        assert not done or max(done) >= steps_seen  # never lost a finished state
+    last = kills = 0
+    for _ in range(MANY_KILLS):
         process = start(killed, latest)
+        wait_for_steps(process, killed, last + rng.randint(0, 3))
+        time.sleep(rng.uniform(0.0, 0.15))  # the moment within a step, or within a write
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+        check_complete(killed)
+        assert last_step(killed) >= last  # never lost a finished state
+        last = last_step(killed)
+    else:
+        process = start(killed, latest)
+    process.join()
+    assert process.exitcode == 0
     assert kills >= 3
     check_complete(killed)
     for name, value in lora_of(calm).items():
         assert value.equal(lora_of(killed)[name])
     assert not [p for p in killed.rglob("*") if p.name.startswith((TEMPORARY, REPLACED))]
+
+
+def last_step(out: Path) -> int:
+    return max((int(path.name.split("-")[1]) for path in checkpoints(out)), default=0)
+
+
+def wait_for_steps(process: multiprocessing.Process, out: Path, step: int) -> None:
+    """Return when the run has done that many steps, or has ended."""
+    while process.is_alive() and last_step(out) < step:
+        time.sleep(0.01)
 
 
 def check_complete(out: Path) -> None:
