@@ -18,20 +18,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from segment_anything import sam_model_registry
 from tqdm.auto import tqdm
 
 from mudi import segment
+from mudi.args import id_table
 from mudi.checks import refuse
-from mudi.files import replace_file, write_image, write_text
+from mudi.files import write_image, write_text
 from mudi.images import Box, ImageError, load_mask, load_rgb
-from mudi.metadata import MAX_FOREGROUND, MIN_FOREGROUND, MetadataError, load_subjects
+from mudi.masking import MASK_PREFIX, add_masking_flags, is_plausible, load_models, write_mask
+from mudi.metadata import MetadataError, load_subjects
 from mudi.preview import contact_sheet, outline
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 METADATA = "metadata.jsonl"
 SHEET = "masks_sheet.png"
-MASK_PREFIX = "mask_"
 BOX_COLOUR = (255, 160, 0)
 SEEN_SIDE = 640  # px, of the pictures kept for the sheet
 
@@ -57,15 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--query", nargs="+", required=True, metavar="ID=NOUN", help="what to look for, per subject"
     )
-    parser.add_argument("--detector", default=segment.DETECTOR, help="checkpoint: folder or hub id")
-    parser.add_argument(
-        "--threshold", type=float, default=segment.PHOTO_THRESHOLD, help="least confidence, 0 to 1"
-    )
-    parser.add_argument("--segmenter", choices=("sam", "foreground"), default="sam")
-    parser.add_argument(
-        "--sam_checkpoint", type=Path, default=Path("sam_vit_h_4b8939.pth"), help=".pth file"
-    )
-    parser.add_argument("--sam_type", choices=sorted(sam_model_registry), default="vit_h")
+    add_masking_flags(parser, segment.PHOTO_THRESHOLD)
     parser.add_argument("--pick", choices=("largest", "best"), help="which of several boxes")
     parser.add_argument(
         "--box",
@@ -96,8 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     problems: list[str] = []
-    queries = _table(args.query, "--query", problems)
-    names = _table(args.names, "--names", problems)
+    queries = id_table(args.query, "--query", problems)
+    names = id_table(args.names, "--names", problems)
     boxes = _by_file(args.box, 4, "--box", problems)
     points = _by_file(args.point, 2, "--point", problems)
     jobs = find_jobs(args.instance_data_dir, list(queries), problems)
@@ -144,10 +136,7 @@ class Masker:
         self._args, self._queries = args, queries
         self._boxes, self._points = boxes, points
         self._used: dict[Path, Box] = {}
-        self._detect = segment.Detector(args.detector, args.device)
-        self._segment: segment.Segmenter = segment.foreground_segmenter
-        if args.segmenter == "sam":
-            self._segment = segment.SamSegmenter(args.sam_checkpoint, args.sam_type, args.device)
+        self._detect, self._segment = load_models(args, args.device)
 
     def make(self, job: Job) -> str:
         """Write the mask of a photo; return how its place was found."""
@@ -155,17 +144,13 @@ class Masker:
         points = [(x, y) for x, y in self._points.get(job.photo.name, [])]
         box, note = self._box(job, image, bool(points))
         mask = self._segment(image, box, points)
-        share = float(mask.mean())
-        if not MIN_FOREGROUND <= share <= MAX_FOREGROUND:
+        if not is_plausible(mask):
             raise UnresolvedError(
-                f"the mask covers {share:.1%} of the photo; give a --box or a --point by hand"
+                f"the mask covers {mask.mean():.1%} of the photo; give a --box or a --point by hand"
             )
         if box is not None:
             self._used[job.photo] = box
-        picture = Image.fromarray(mask.astype(np.uint8) * 255)
-        lossy = job.mask.suffix.lower() in (".jpg", ".jpeg")
-        options = {"format": "JPEG", "quality": 95} if lossy else {"format": "PNG"}
-        replace_file(job.mask, lambda path: picture.save(path, **options))
+        write_mask(job.mask, mask)
         return note
 
     def _box(self, job: Job, image: Image.Image, has_points: bool) -> tuple[Box | None, str]:
@@ -302,17 +287,6 @@ def _name_complaints(folder: Path, queries: dict[str, str], names: dict[str, str
         return []
     missing = [subject for subject in queries if subject not in names]
     return [f"--write_metadata needs --names for {', '.join(missing)}"] if missing else []
-
-
-def _table(pairs: list[str], flag: str, problems: list[str]) -> dict[str, str]:
-    """Read ID=TEXT words."""
-    table = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals or not value.strip():
-            problems.append(f'{flag} {pair}: write it as ID="text"')
-        table[key] = value.strip()
-    return table
 
 
 def _by_file(

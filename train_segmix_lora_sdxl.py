@@ -87,13 +87,13 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     dtype, device = runtime.weight_dtype(accelerator), accelerator.device
 
     base_flag = "--pretrained_model_name_or_path"
-    with runtime.told_in_one_line(base_flag, base):
+    with checks.told_in_one_line(base_flag, base):
         schedule = sdxl.load_schedule(base, args.do_edm_style_training, args.snr_gamma, **hub)
     half_safe = args.pretrained_vae_model_name_or_path
     vae_flag = "--pretrained_vae_model_name_or_path" if half_safe else base_flag
-    with runtime.told_in_one_line(vae_flag, half_safe or base):
+    with checks.told_in_one_line(vae_flag, half_safe or base):
         vae = sdxl.load_vae(base, half_safe, dtype, **hub).to(device)
-    with runtime.told_in_one_line(base_flag, base):
+    with checks.told_in_one_line(base_flag, base):
         pipeline = sdxl.load_text_pipeline(base, dtype, **hub).to(device)
     encoders: dict[str, Any] = {}
     encode: PromptEncoder = partial(sdxl.encode_prompts, pipeline)
@@ -106,7 +106,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
         encode = PromptTable(encode, [*prompts, *shown], device)
         sdxl.free_text_encoders(pipeline)
 
-    with runtime.told_in_one_line(base_flag, base):
+    with checks.told_in_one_line(base_flag, base):
         unet = sdxl.load_unet(base, dtype, **hub).to(device)
     lora.add_lora(unet, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
     runtime.save_memory(args, unet, encoders)

@@ -106,7 +106,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
 
     density = (args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
     base_flag = "--pretrained_model_name_or_path"
-    with runtime.told_in_one_line(base_flag, base):
+    with checks.told_in_one_line(base_flag, base):
         schedule = flux.FlowSchedule(flux.load_scheduler(base, **hub), *density)
         vae = flux.load_vae(base, **hub).to(device)
         pipeline = flux.load_text_pipeline(base, dtype, **hub)
@@ -122,7 +122,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     flux.free_text_encoders(pipeline, keep_clip=args.train_text_encoder)
 
     config = quantization.config(args.quantize_base, dtype)
-    with runtime.told_in_one_line(base_flag, base):
+    with checks.told_in_one_line(base_flag, base):
         transformer = flux.load_transformer(base, dtype, config, **hub)
     if args.quantize_base != "nf4":  # bitsandbytes has put it on the GPU already
         transformer.to(device)

@@ -312,6 +312,19 @@ def subject_scales(args: argparse.Namespace, names: dict[str, str]) -> dict[str,
     return scales
 
 
+def id_table(words: list[str], flag: str, problems: list[str]) -> dict[str, str]:
+    """Read the ID=TEXT words of a flag; add what is wrong with them to problems."""
+    table: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if not key.strip() or not value.strip():
+            problems.append(f'{flag} {word}: write it as ID="text"')
+        elif key in table:
+            problems.append(f"{flag}: {key} is given twice")
+        table[key] = value.strip()
+    return table
+
+
 def resolve_mixed_precision(
     flag: str | None, on_gpu: str, has_gpu: bool, accelerate_config: Path | None
 ) -> str | None:

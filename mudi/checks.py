@@ -8,6 +8,8 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import perm
@@ -26,6 +28,10 @@ PRIOR_FILENAME = "class_metadata.jsonl"
 MAX_PROMPTS = 2000  # each is encoded once and kept; SDXL's take 0.3 MB apiece in half precision
 
 logger = logging.getLogger("mudi")
+
+
+class SetupError(SystemExit):
+    """Ends the program with one line: something about the machine or the flags forbids the run."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,19 @@ def _unwritable(folder: Path) -> str | None:
     if not existing.is_dir():
         return f"{existing} is a file"
     return None if os.access(existing, os.W_OK) else f"{existing} cannot be written"
+
+
+@contextmanager
+def told_in_one_line(flag: str, name: str) -> Iterator[None]:
+    """Turn a failure to load what a flag names into one line.
+
+    Raises:
+        SetupError: in place of OSError and ValueError.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{flag} {name}: {str(error).splitlines()[0]}") from error
 
 
 def refuse(complaints: list[str]) -> None:

@@ -6,8 +6,6 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from tqdm.auto import tqdm
 
 from mudi.args import CACHED_CROPS, resolve_mixed_precision, trackers
 from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume, step_of
-from mudi.checks import load_data
+from mudi.checks import SetupError, load_data
 from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
 from mudi.denoising import Models
 from mudi.files import clean_up, write_image
@@ -53,10 +51,6 @@ FREE_SETTINGS = (
 ).split()
 
 logger = get_logger("mudi")
-
-
-class SetupError(SystemExit):
-    """Ends the program with one line: something about the machine or the flags forbids the run."""
 
 
 class NonFiniteLossError(SystemExit):
@@ -383,16 +377,3 @@ def validate_if_due(
         images = [models.sample(args.seed + i) for i in range(args.num_validation_images)]
     models.denoiser.train()
     log_images(accelerator, plan.output_dir / "validation", "validation", images, step)
-
-
-@contextmanager
-def told_in_one_line(flag: str, name: str) -> Iterator[None]:
-    """Turn a failure to load what a flag names into one line.
-
-    Raises:
-        SetupError: in place of OSError and ValueError.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{flag} {name}: {str(error).splitlines()[0]}") from error

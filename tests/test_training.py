@@ -189,7 +189,7 @@ def test_only_the_newest_checkpoints_are_kept(backbone, tmp_path):
 
 def test_a_checkpoint_of_another_rank_is_refused_before_models_load(backbone, run_once):
     more = "--rank 4 --max_train_steps 5 --resume_from_checkpoint checkpoint-2"
-    with pytest.raises(runtime.SetupError, match="rank was 2 and is 4"):
+    with pytest.raises(checks.SetupError, match="rank was 2 and is 4"):
         backbone.train(run_once, more)
 
 
@@ -279,7 +279,7 @@ def test_a_base_that_is_not_there_is_one_line(backbone, tmp_path):
 
 def test_a_hub_model_that_cannot_be_reached_is_one_line(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(runtime.SetupError, match="path nobody/nothing: ") as stopped:
+    with pytest.raises(checks.SetupError, match="path nobody/nothing: ") as stopped:
         replace(backbone, base="nobody/nothing").train(tmp_path)
     assert len(str(stopped.value).splitlines()) == 1
 
@@ -302,7 +302,7 @@ def test_wandb_without_a_login_says_how_to_go_offline(backbone, tmp_path, monkey
     monkeypatch.setattr(
         backbone.script, "load_models", lambda *_: pytest.fail("a model was loaded")
     )
-    with pytest.raises(runtime.SetupError, match="WANDB_MODE=offline"):
+    with pytest.raises(checks.SetupError, match="WANDB_MODE=offline"):
         backbone.train(tmp_path / "out", "--report_to wandb")
 
 

@@ -1,0 +1,86 @@
+"""Long lists of work: split over processes, noted as they are done, continued after a stop.
+
+state = PartialState()
+journal = Journal(output / "scores.jsonl", "image", state)
+for item in share([item for item in items if item.name not in journal.done], state):
+    journal.add({"image": item.name, ...})
+records = journal.finish(order=[item.name for item in items])
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+
+from mudi.files import write_text
+
+Item = TypeVar("Item")
+
+
+def share(items: Sequence[Item], state: PartialState) -> list[Item]:
+    """Return this process's part of the work: every n-th piece, so that no two get the same."""
+    return list(items[state.process_index :: state.num_processes])
+
+
+class Journal:
+    """A file of JSON lines, one a finished piece of work, that several processes add to.
+
+    While they run, each adds to a part of its own, `<name>.part<process>`, so that a kill costs at
+    most the line that was being written; the parts are put together when the next run begins and
+    when this one ends. All processes must make and finish the journal together.
+
+    Args:
+        path: the finished file.
+        key: what names a piece in its record; unique among the pieces.
+        state: accelerate's.
+
+    Attributes:
+        done: the records of finished pieces by key, earlier runs' when the journal is made.
+    """
+
+    def __init__(self, path: Path, key: str, state: PartialState):
+        self.path, self._key, self._state = path, key, state
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if state.is_main_process:
+            self._gather()
+        state.wait_for_everyone()
+        self.done: dict[str, dict[str, Any]] = self._read(path)
+        self._part = path.with_name(f"{path.name}.part{state.process_index}")
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Note a finished piece; it is on its way to the disk when this returns."""
+        self.done[record[self._key]] = record
+        with self._part.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def finish(self, order: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Write the whole file and return its records, those that order names first, in its order.
+
+        The other processes return when it is written.
+        """
+        self._state.wait_for_everyone()
+        if self._state.is_main_process:
+            self._gather(order)
+        self._state.wait_for_everyone()
+        return list(self._read(self.path).values())
+
+    def _gather(self, order: Sequence[str] = ()) -> None:
+        parts = sorted(self.path.parent.glob(f"{self.path.name}.part*"))
+        records = self._read(self.path)
+        for part in parts:
+            records |= self._read(part)
+        names = [name for name in order if name in records]
+        names += [name for name in records if name not in set(names)]
+        lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in names]
+        if lines:
+            write_text(self.path, "".join(lines))
+        for part in parts:
+            part.unlink()
+
+    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
+        """Return a file's records by key; a line cut off by a kill is left out, to be done anew."""
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        records = [json.loads(line) for line in text.split("\n")[:-1]]
+        return {record[self._key]: record for record in records}
