@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
+from mudi.files import write_text
 from mudi.images import FOREGROUND_LEVEL, ImageError, load_gray, load_rgb
 
 MIN_FOREGROUND = 0.001  # of the pixels; JPEG noise alone can pass FOREGROUND_LEVEL here and there
@@ -77,6 +78,35 @@ def load_subjects(
         raise MetadataError([text for _, text in sorted(reader.problems, key=lambda item: item[0])])
     photos = [photo for _, photo in reader.photos]
     return Subjects(reader.names, photos, tuple(_warnings(path, reader)))
+
+
+def read_records(path: Path) -> list[dict]:
+    """Return a metadata file's lines as they stand, unchecked; none where there is no file.
+
+    Raises:
+        MetadataError: lists the lines that are no JSON object.
+    """
+    if not path.is_file():
+        return []
+    records, problems = [], []
+    for number, line in _read_lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"{path}:{number}: broken JSON ({error.msg}); mend the line")
+            continue
+        if not isinstance(record, dict):
+            problems.append(f"{path}:{number}: not a JSON object; mend the line")
+        records.append(record)
+    if problems:
+        raise MetadataError(problems)
+    return records
+
+
+def write_records(path: Path, records: list[dict]) -> None:
+    """Write a metadata file, one JSON object a line."""
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_text(path, "".join(lines))
 
 
 def _read_lines(path: Path) -> list[tuple[int, str]]:

@@ -11,7 +11,7 @@ from PIL import Image
 import generate_masks
 from mini.tiny import save_tiny_owlv2, save_tiny_sam
 from mudi import segment
-from mudi.images import Box, load_mask
+from mudi.images import Box, load_mask, tight_box
 from mudi.metadata import load_subjects
 
 torch.set_num_threads(1)
@@ -110,6 +110,16 @@ def test_no_box_is_listed_while_the_others_are_made(photos, detectors):
     assert len(list(photos.rglob("mask_*.png"))) == 6
 
 
+def test_a_photo_helped_by_hand_is_made_anew_and_may_be_named_by_its_folder(photos, detectors):
+    draw_photo(photos / "a" / "0.png", (30, 20, 50, 40))
+    run(photos, detectors[1])
+    with pytest.raises(SystemExit, match=r"0.png could be a/0.png or b/0.png; write it so"):
+        run(photos, detectors[1], "--box", "0.png=0,0,40,90")
+    run(photos, detectors[1], "--box", "b/0.png=0,0,40,90")
+    assert load_mask(photos / "b" / "mask_0.png").sum() == 10 * 20
+    assert load_mask(photos / "a" / "mask_0.png").sum() == 20 * 20
+
+
 def test_points_choose_the_piece_that_they_lie_on(photos, detectors):
     image = Image.open(photos / "a0.png")
     image.paste((30, 30, 220), (70, 5, 75, 10))
@@ -170,6 +180,46 @@ def test_sam_makes_masks_of_the_photos_own_size(photos, detectors, tmp_path):
     except SystemExit as stopped:  # a random SAM may find all or nothing: then it is told
         assert "the mask covers" in str(stopped)
     assert (photos / "masks_sheet.png").is_file()
+
+
+def save_sam_that_sees_brightness(path):
+    """A SAM whose mask is what is brighter than the mean colour, at 16 px of its 256.
+
+    Channels 0 and 1 carry +brightness and -brightness; every norm turns them into +1 and -1.
+    """
+    kind = save_tiny_sam(path)
+    weights = {name: torch.zeros_like(w) for name, w in torch.load(path).items()}
+    patch = weights["image_encoder.patch_embed.proj.weight"]
+    patch[0], patch[1] = 1.0, -1.0
+    upscaling = "mask_decoder.output_upscaling"
+    for channel in (0, 1):
+        weights["image_encoder.neck.0.weight"][channel, channel] = 1.0
+        weights["image_encoder.neck.2.weight"][channel, channel, 1, 1] = 1.0
+        weights[f"{upscaling}.0.weight"][channel, channel] = 1.0
+        weights[f"{upscaling}.3.weight"][channel, channel] = 1.0
+    norms = "image_encoder.neck.1", "image_encoder.neck.3", f"{upscaling}.1"
+    for norm in (*norms, "mask_decoder.transformer.layers.0.norm4"):
+        weights[f"{norm}.weight"] += 1.0
+    weights["mask_decoder.output_hypernetworks_mlps.0.layers.2.bias"][:2] = torch.tensor([1.0, -1])
+    torch.save(weights, path)
+    return kind
+
+
+@pytest.mark.parametrize("size", [(512, 352), (352, 512)])
+def test_sams_mask_and_box_have_the_scale_of_a_photo_that_is_not_square(tmp_path, size):
+    """The longer side becomes 256 px: the white rectangle lies on patches, its edges are known."""
+    kind = save_sam_that_sees_brightness(tmp_path / "sam.pth")
+    segmenter = segment.SamSegmenter(tmp_path / "sam.pth", kind)
+    box = Box(64, 32, 224, 160)
+    photo = Image.new("RGB", size, "black")
+    photo.paste("white", box)
+    asked = []
+    encoder = segmenter._predictor.model.prompt_encoder
+    encoder.register_forward_hook(lambda *call: asked.append(call[2]["boxes"]), with_kwargs=True)
+    mask = segmenter(photo, box)
+    assert tight_box(mask) == box
+    assert mask.sum() > 0.998 * box.width * box.height  # interpolation rounds the corners
+    assert asked[0].tolist() == [[32, 16, 112, 80]]
 
 
 def test_what_cannot_be_loaded_is_one_line(photos, detectors, tmp_path):

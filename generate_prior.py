@@ -1,0 +1,339 @@
+"""Make a prior set: class pictures by SDXL, their masks, and class_metadata.jsonl.
+
+    python generate_prior.py --gen_class "corgi" --gen_mask
+    accelerate launch generate_prior.py --gen_class a="action figure" b="corgi" --gen_mask \
+        --out_dir dataset/reg/actionfigure_2_and_dog0
+
+A picture counts when exactly one object of its class is found in it; otherwise it is drawn anew, up
+to --tries times. Every picture's noise follows from --seed, its class, its number and the try
+alone: a stopped run goes on with the same command and gives the same pictures. A second run into
+the same --out_dir with another --id adds its class.
+"""
+
+import argparse
+import os
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mudi import segment
+from mudi.args import id_table
+from mudi.checks import PRIOR_FILENAME, SetupError, refuse
+from mudi.files import write_image
+from mudi.masking import MASK_PREFIX, add_masking_flags, is_plausible, load_models, write_mask
+from mudi.metadata import MetadataError, load_subjects, read_records, write_records
+from mudi.pipelines import SDXL_BASE, add_pipeline_flags, load_pipeline, pipeline_complaints
+from mudi.work import Journal, share
+
+DEFAULT_ID = "a"  # its files keep the original's names, img_<i>.png and mask_<i>.png
+LOG = "prior_log.jsonl"
+PROMPT = "a photo of a {}, simple background, full body view, centered, sharp focus"
+NEGATIVE_PROMPT = "cropped, close-up, several objects, crowd, text, watermark, blurry, deformed"
+CAPTION = "A photo of a {}, simple background."
+GENERATED_THRESHOLD = 0.4  # MuDI's, for generated pictures
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture of one class, and how many objects each try so far has shown."""
+
+    subject: str
+    noun: str
+    query: str
+    index: int
+    objects: tuple[int, ...] = ()
+
+    @property
+    def image_name(self) -> str:
+        return f"{self._prefix}img_{self.index}.png"
+
+    @property
+    def mask_name(self) -> str:
+        return f"{self._prefix}{MASK_PREFIX}{self.index}.png"
+
+    @property
+    def _prefix(self) -> str:
+        return "" if self.subject == DEFAULT_ID else f"{self.subject}_"
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Return the noise of this try; on the CPU, so that every device draws the same."""
+        name = f"prior {seed} {self.noun} {self.index} {len(self.objects)}"
+        return torch.Generator().manual_seed(random.Random(name).getrandbits(63))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag("--gen_class", nargs="+", required=True, help="the class, or ID=CLASS for several")
+    flag("--id", help=f"the subject's id where --gen_class is one class ({DEFAULT_ID})")
+    flag("--out_dir", type=Path, help="unset: dataset/prior/<classes>")
+    flag("--num_images", type=int, default=50, help="pictures a class (50)")
+    flag("--gen_mask", action="store_true", help="make masks, without which nothing can train")
+    flag("--mask_dir", type=Path, help="a folder in --out_dir; unset: --out_dir itself")
+    flag("--owl_query", nargs="+", help="what the detector looks for; unset: the class")
+    flag("--tries", type=int, default=10, help="at most, until one object is found (10)")
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--prompt", default=PROMPT, help=f'{{}} is the class ("{PROMPT}")')
+    group.add_argument("--negative_prompt", default=NEGATIVE_PROMPT)
+    group.add_argument("--num_inference_steps", type=int, default=30, help="denoising steps (30)")
+    group.add_argument("--guidance_scale", type=float, default=7.0)
+    group.add_argument("--resolution", type=int, help="side (px); unset: the model's own")
+    group.add_argument("--batch_size", type=int, default=4, help="pictures drawn at once (4)")
+    group.add_argument("--seed", type=int, default=0)
+    add_pipeline_flags(parser, SDXL_BASE)
+    add_masking_flags(parser, GENERATED_THRESHOLD)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    problems = pipeline_complaints(args)
+    classes = read_classes(args, problems)
+    queries = read_queries(args, classes, problems)
+    out_dir = args.out_dir or Path("dataset/prior") / "_and_".join(
+        noun.replace(" ", "_") for noun in classes.values()
+    )
+    mask_dir = args.mask_dir or out_dir
+    if not mask_dir.absolute().is_relative_to(out_dir.absolute()):
+        problems.append(f"--mask_dir {mask_dir}: must lie in {out_dir}, which its file names")
+    for name in ("num_images", "tries", "batch_size", "num_inference_steps"):
+        if getattr(args, name) < 1:
+            problems.append(f"--{name} {getattr(args, name)}: must be 1 or more")
+    if "{}" not in args.prompt:
+        problems.append(f'--prompt "{args.prompt}": write {{}} where the class goes')
+    listed = read_listed(out_dir / PRIOR_FILENAME, classes, problems)
+    refuse(problems)
+
+    state = PartialState()
+    journal = Journal(out_dir / LOG, "file_name", state)
+    jobs = [
+        Job(subject, noun, queries[subject], index)
+        for subject, noun in classes.items()
+        for index in range(args.num_images)
+    ]
+    check_log(jobs, journal, out_dir)
+    todo = [
+        job
+        for job in jobs
+        if not is_done(journal.done.get(job.image_name, {}), out_dir, args.gen_mask)
+    ]
+    if todo:
+        make(share(todo, state), args, out_dir, mask_dir, journal, state)
+    records = journal.finish([job.image_name for job in jobs])
+    if state.is_main_process:
+        finish(args, out_dir, classes, listed, records)
+
+
+def read_classes(args: argparse.Namespace, problems: list[str]) -> dict[str, str]:
+    """Return the class noun of every id that --gen_class and --id name."""
+    words = args.gen_class
+    if len(words) == 1 and "=" not in words[0]:
+        return {args.id or DEFAULT_ID: words[0]}
+    if args.id:
+        problems.append("--id goes with one class; --gen_class names the ids itself")
+    return id_table(words, "--gen_class", problems)
+
+
+def read_queries(
+    args: argparse.Namespace, classes: dict[str, str], problems: list[str]
+) -> dict[str, str]:
+    """Return what the detector looks for, by id."""
+    words = args.owl_query or []
+    if len(words) == 1 and "=" not in words[0]:
+        return dict.fromkeys(classes, words[0])
+    table = id_table(words, "--owl_query", problems)
+    problems += [f"--owl_query: no class with id {name}" for name in table if name not in classes]
+    return classes | table
+
+
+def read_listed(path: Path, classes: dict[str, str], problems: list[str]) -> list[dict]:
+    """Return the lines of an earlier class_metadata.jsonl, the names of its classes first."""
+    try:
+        records = read_records(path) or [{"id": {}}]
+    except MetadataError as error:
+        problems += error.problems
+        return []
+    names = records[0].get("id")
+    if not isinstance(names, dict):
+        problems.append(f"{path}:1: the first line must name the classes; mend or remove the file")
+        return []
+    for subject in names.keys() & classes.keys():
+        if names[subject] != classes[subject]:
+            problems.append(
+                f'{path}:1: "{subject}" is a {names[subject]}, not a {classes[subject]}; '
+                "take another --out_dir or --id"
+            )
+    return records
+
+
+def check_log(jobs: list[Job], journal: Journal, out_dir: Path) -> None:
+    """Refuse to mix classes.
+
+    Raises:
+        SetupError: an earlier run made pictures of another class under the same names.
+    """
+    for job in jobs:
+        earlier = journal.done.get(job.image_name, {}).get("class", job.noun)
+        if earlier != job.noun:
+            raise SetupError(
+                f"{out_dir / LOG}: {job.image_name} is a {earlier}, not a {job.noun}; "
+                "take another --out_dir or --id"
+            )
+
+
+def is_done(record: dict, out_dir: Path, with_mask: bool) -> bool:
+    """Say whether a noted picture is there, and its mask if one is wanted."""
+    keys = ("file_name", "mask_path") if with_mask else ("file_name",)
+    return all(key in record and (out_dir / record[key]).is_file() for key in keys)
+
+
+def make(
+    jobs: list[Job],
+    args: argparse.Namespace,
+    out_dir: Path,
+    mask_dir: Path,
+    journal: Journal,
+    state: PartialState,
+) -> None:
+    """Draw pictures until each has one object, and write them with their masks."""
+    pipeline = load_pipeline(args, state.device)
+    if not isinstance(pipeline, StableDiffusionXLPipeline):
+        raise SetupError(f"{type(pipeline).__name__}: class pictures are made by an SDXL model")
+    cut = masker(args, state.device) if args.gen_mask else None
+    waiting = deque(jobs)
+    with tqdm(total=len(jobs), desc="pictures", disable=not state.is_main_process) as bar:
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(args.batch_size, len(waiting)))]
+            for job, image in zip(batch, draw(pipeline, batch, args), strict=True):
+                mask = None
+                if cut is not None:
+                    mask, num_objects = cut(image, job.query)
+                    job = replace(job, objects=(*job.objects, num_objects))
+                if cut is not None and mask is None and len(job.objects) < args.tries:
+                    waiting.append(job)
+                    continue
+                journal.add(write_picture(job, image, mask, out_dir, mask_dir))
+                bar.update()
+
+
+def write_picture(
+    job: Job, image: Image.Image, mask: np.ndarray | None, out_dir: Path, mask_dir: Path
+) -> dict:
+    """Write a picture with its mask, if it has one; return its line for the log.
+
+    A picture that was looked at in vain is given up: it is noted, not written.
+    """
+    record = {"file_name": job.image_name, "id": job.subject, "class": job.noun}
+    if job.objects:
+        record["objects"] = job.objects
+    if mask is not None:
+        write_mask(mask_dir / job.mask_name, mask)
+        record["mask_path"] = os.path.relpath(mask_dir / job.mask_name, out_dir)
+    if mask is not None or not job.objects:
+        write_image(out_dir / job.image_name, image)
+    return record
+
+
+def draw(
+    pipeline: StableDiffusionXLPipeline, batch: list[Job], args: argparse.Namespace
+) -> list[Image.Image]:
+    """Draw one picture a job."""
+    return pipeline(
+        [args.prompt.format(job.noun) for job in batch],
+        negative_prompt=[args.negative_prompt] * len(batch),
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        height=args.resolution,
+        width=args.resolution,
+        generator=[job.generator(args.seed) for job in batch],
+    ).images
+
+
+def masker(
+    args: argparse.Namespace, device: torch.device
+) -> Callable[[Image.Image, str], tuple[np.ndarray | None, int]]:
+    """Return what finds a text's object in a picture: its mask, if it is one, and their number.
+
+    Raises:
+        SetupError: the models can't be loaded.
+    """
+    try:
+        detect, segmenter = load_models(
+            args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, device
+        )
+    except segment.SegmentError as error:
+        raise SetupError(str(error)) from error
+
+    def cut(image: Image.Image, query: str) -> tuple[np.ndarray | None, int]:
+        [found] = detect([image], [[query]], args.threshold)
+        if len(found) != 1:
+            return None, len(found)
+        mask = segmenter(image, segment.widen(found[0].box, image.size))
+        return (mask if is_plausible(mask) else None), 1
+
+    return cut
+
+
+def finish(
+    args: argparse.Namespace,
+    out_dir: Path,
+    classes: dict[str, str],
+    listed: list[dict],
+    records: list[dict],
+) -> None:
+    """Write class_metadata.jsonl; say what there is and what is missing.
+
+    Raises:
+        SetupError: a class has no picture at all.
+    """
+    made = [record for record in records if is_done(record, out_dir, args.gen_mask)]
+    counts = Counter(record["id"] for record in made)
+    for subject, noun in classes.items():
+        print(f"{noun}: {counts[subject]} pictures in {out_dir}")
+    if not args.gen_mask:
+        print("They have no masks, so nothing can train on them; --gen_mask adds them.")
+        return
+
+    names = listed[0]["id"] | {record["id"]: record["class"] for record in made}
+    ours = {record["file_name"] for record in records}
+    lines = [line for line in listed[1:] if line.get("file_name") not in ours]
+    for record in sorted(made, key=lambda record: list(names).index(record["id"])):
+        places = {key: record[key] for key in ("id", "file_name", "mask_path")}
+        lines.append({**places, "text": CAPTION.format(record["class"])})
+    if lines:
+        path = out_dir / PRIOR_FILENAME
+        write_records(path, [{"id": names}, *lines])
+        load_subjects(out_dir, PRIOR_FILENAME)
+        print(f"{path} is ready: --with_prior_preservation --class_data_dir {out_dir}")
+    failures = [record for record in records if record["id"] in classes and record not in made]
+    for subject, noun in classes.items():
+        tell_failures(noun, args.tries, [r for r in failures if r["id"] == subject])
+    empty = [noun for subject, noun in classes.items() if not counts[subject]]
+    if empty:
+        raise SetupError(f"no picture of {' and '.join(empty)} succeeded")
+
+
+def tell_failures(noun: str, tries: int, failures: list[dict]) -> None:
+    """Say what was seen in the pictures that were given up, and what to do."""
+    if not failures:
+        return
+    seen = Counter(min(count, 2) for record in failures for count in record["objects"])
+    print(
+        f"{noun}: {len(failures)} pictures were given up after {tries} tries each "
+        f"(no object was found {seen[0]} times, several {seen[2]} times, one without a usable "
+        f"mask {seen[1]} times); reword --owl_query or --prompt, or change --threshold"
+    )
+
+
+if __name__ == "__main__":
+    main(parse_args())
