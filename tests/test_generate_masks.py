@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import DataFolder
+from helpers import ROOT, DataFolder
+from notebooks import count_pictures, execute, text_of
 from PIL import Image
 
 import generate_masks
@@ -219,7 +220,27 @@ def test_sams_mask_and_box_have_the_scale_of_a_photo_that_is_not_square(tmp_path
     mask = segmenter(photo, box)
     assert tight_box(mask) == box
     assert mask.sum() > 0.998 * box.width * box.height  # interpolation rounds the corners
-    assert asked[0].tolist() == [[32, 16, 112, 80]]
+    assert asked[0].flatten().tolist() == [32, 16, 112, 80]
+
+
+def test_the_notebook_does_the_same_and_takes_boxes_by_hand(photos, detectors, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = execute(
+        ROOT / "automatic_mask_generation.ipynb",
+        FOLDER=f"Path({str(photos)!r})",
+        QUERIES='{"a": "robot", "b": "teddy bear"}',
+        NAMES='{"a": "olis robot", "b": "hta teddy bear"}',
+        DETECTOR=repr(detectors[2]),
+        THRESHOLD="0.0",
+        SEGMENTER='"foreground"',
+        DEVICE='"cpu"',
+        BOXES='{f"{i}.png": (0, 0, 64, 96) for i in range(3)}',
+        POINTS='{f"a{i}.png": [(40, 30)] for i in range(3)}',
+    )
+    assert 'a0.png: 2 boxes for "robot"' in text_of(notebook)
+    assert "metadata.jsonl is ready" in text_of(notebook)
+    assert count_pictures(notebook) == 2
+    assert len(load_subjects(photos).photos) == 6
 
 
 def test_what_cannot_be_loaded_is_one_line(photos, detectors, tmp_path):

@@ -1,0 +1,73 @@
+"""Draw the example pair's prior set: robots and teddy bears of any colour, masks, metadata.
+
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-*.tgz
+    python dataset/make_example_prior.py --emoji package/assets
+
+It stands in for what `generate_prior.py` makes with SDXL, in the same form: none of its things
+wears an accessory or has the subjects' colours on purpose, the backgrounds are plain. The same seed
+draws the same pictures.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from make_example import JPEG_QUALITY, Art, Scene, blend, draw_scene, grid, load_art
+
+CLASSES = {"a": ("robot", "1f916"), "b": ("teddy bear", "1f9f8")}
+CAPTION = "A photo of a {}, simple background."
+OUTPUT_DIR = Path(__file__).parent / "reg" / "robot_and_teddy"
+
+
+def plain(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A pale wall in any colour, a little darker towards the floor."""
+    _, ys = grid(size)
+    colour = rng.uniform(170, 255, 3)
+    return blend(tuple(colour), tuple(0.85 * colour), ys)
+
+
+def random_art(codepoint: str, rng: np.random.Generator) -> Art:
+    """Return an emoji in any colour."""
+    tint = tuple(rng.uniform(0.7, 1.0, 3))
+    return Art(codepoint, rng.uniform(-180, 180), rng.uniform(0.4, 1.2), tint)
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Return a place about the middle; nothing is cut off."""
+    height = rng.uniform(0.5, 0.75)
+    room = (1 - 1.2 * height) / 2  # turning widens it
+    x, y = 0.5 + rng.uniform(-room, room, 2)
+    return Scene(plain, height, (x, y), rng.uniform(-10, 10), bool(rng.random() < 0.5))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description="Draw the prior set.", formatter_class=formatter)
+    parser.add_argument("--emoji", type=Path, required=True, help="folder of <codepoint>.webp")
+    parser.add_argument("--output", type=Path, default=OUTPUT_DIR, help="folder to write to")
+    parser.add_argument("--num_images", type=int, default=8, help="pictures a class")
+    parser.add_argument("--size", type=int, default=512, help="side of a picture in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of colours and places")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    args.output.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(args.seed)
+    lines: list[dict] = [{"id": {key: noun for key, (noun, _) in CLASSES.items()}}]
+    for key, (noun, codepoint) in CLASSES.items():
+        for index in range(args.num_images):
+            art = load_art(random_art(codepoint, rng), args.emoji)
+            art = art.crop(art.getbbox())
+            picture, mask = draw_scene(art, random_scene(rng), args.size, rng)
+            files = {"file_name": f"{key}{index:02}.jpg", "mask_path": f"mask_{key}{index:02}.png"}
+            picture.save(args.output / files["file_name"], quality=JPEG_QUALITY)
+            mask.save(args.output / files["mask_path"], optimize=True)
+            lines.append({"id": key, **files, "text": CAPTION.format(noun)})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (args.output / "class_metadata.jsonl").write_text(text)
+
+
+if __name__ == "__main__":
+    main(parse_args())
