@@ -39,14 +39,15 @@ class LatentCache:
 def encode_images(
     vae: AutoencoderKL,
     pixels: Tensor,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     cache: LatentCache | None = None,
     keys: list[Any] | None = None,
 ) -> Tensor:
-    """Sample latents of pixels (B, H, W, 3) uint8: (B, C, h, w) float32, as the denoiser sees them.
+    """Encode pixels (B, H, W, 3) uint8 to latents (B, C, h, w) float32, as the denoiser sees them.
 
     Args:
-        generator: of the sampling noise, which is drawn anew each time, cached or not.
+        generator: of the sampling noise, which is drawn anew each time, cached or not; None for
+            the distribution's mean.
         cache: where distributions are kept between calls.
         keys: what identifies each picture's pixels; None for one that does not come again.
     """
@@ -54,7 +55,8 @@ def encode_images(
         parameters = _encode(vae, pixels)
     else:
         parameters = cache.distributions(vae, pixels, keys)
-    latents = DiagonalGaussianDistribution(parameters).sample(generator).float()
+    distribution = DiagonalGaussianDistribution(parameters)
+    latents = (distribution.mode() if generator is None else distribution.sample(generator)).float()
     shift, scale = _statistics(vae, latents)
     return (latents - shift) * scale
 

@@ -1,0 +1,206 @@
+"""Mean-shifted noise: sampling that starts from a collage of the subjects (MuDI, section 4.2).
+
+    layout = random_layout(2, random.Random(seed))
+    scene = compose_layout(cutouts, layout, (width, height))
+    latents = subject_latents(vae, [scene.image])                              # (1, C, h, w)
+    masks = latent_masks(scene.visible, latents.shape[-2:]).to(latents)        # (N, h, w)
+    mask = masks.sum(0)[None, None]                                            # (1, 1, h, w)
+    noise = mean_shifted_noise(latents.to(pipeline.dtype), mask, gamma, generator)
+    pipeline(prompt, latents=noise, generator=generator)  # FLUX: latents=pack(noise)
+
+gamma is one number, or one per subject by `gamma_map(gammas, masks)`. The pipeline gets the same
+generator objects, so that schedulers that draw noise themselves go on where this one stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from mudi.images import Box
+from mudi.latents import encode_images
+from mudi.layout_json import layout_prompt, load_layout, parse_layout
+from mudi.layouts import Layout, LayoutError, UnitBox, random_layout
+from mudi.segmix import Cutout, resize
+
+__all__ = [
+    "Layout",
+    "LayoutError",
+    "Scene",
+    "compose_layout",
+    "gamma_map",
+    "latent_masks",
+    "layout_prompt",
+    "load_layout",
+    "mean_shifted_noise",
+    "parse_layout",
+    "random_layout",
+    "reference_gamma",
+    "subject_latents",
+]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Cut-outs placed by a layout.
+
+    Attributes:
+        image: PIL RGB, the collage on its plain background.
+        visible: (N, H, W) bool, each subject's pixels that no other hides.
+        boxes: where each cut-out stands (px), in the order they were given.
+    """
+
+    image: Image.Image
+    visible: np.ndarray
+    boxes: list[Box]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool, True where any subject was painted."""
+        return np.any(self.visible, axis=0)
+
+
+def compose_layout(
+    cutouts: Sequence[Cutout], layout: Layout, size: tuple[int, int], background: str = "white"
+) -> Scene:
+    """Paint each cut-out into its box, the back one first.
+
+    A cut-out keeps its own aspect ratio: it is scaled to the largest size that its box holds and
+    stands on the middle of the box's lower edge.
+
+    Args:
+        cutouts: one a box of the layout; see `mudi.segmix.cut_out`.
+        size: (width, height) of the canvas (px).
+        background: any colour that Pillow knows.
+
+    Raises:
+        ValueError: the layout is for another number of subjects.
+    """
+    if len(cutouts) != len(layout.boxes):
+        raise ValueError(f"{len(cutouts)} cut-outs, but {len(layout.boxes)} boxes in the layout")
+    image = Image.new("RGB", size, background)
+    visible = np.zeros((len(cutouts), size[1], size[0]), dtype=bool)
+    boxes = [Box(0, 0, 0, 0)] * len(cutouts)
+    for i in reversed(layout.front_to_back):
+        room = _pixel_box(layout.boxes[i], size)
+        scale = min(room.width / cutouts[i].width, room.height / cutouts[i].height)
+        placed = resize(cutouts[i], scale)
+        left = room.left + (room.width - placed.width) // 2
+        box = Box(left, room.bottom - placed.height, left + placed.width, room.bottom)
+        image.paste(placed.image, box, Image.fromarray(placed.mask))
+        visible[:, box.top : box.bottom, box.left : box.right] &= ~placed.mask
+        visible[i, box.top : box.bottom, box.left : box.right] = placed.mask
+        boxes[i] = box
+    return Scene(image, visible, boxes)
+
+
+def _pixel_box(box: UnitBox, size: tuple[int, int]) -> Box:
+    """Round a box to whole pixels, at least one each way."""
+    left, right = _pixel_span(box.left, box.right, size[0])
+    top, bottom = _pixel_span(box.top, box.bottom, size[1])
+    return Box(left, top, right, bottom)
+
+
+def _pixel_span(low: float, high: float, length: int) -> tuple[int, int]:
+    start = min(round(low * length), length - 1)
+    return start, max(round(high * length), start + 1)
+
+
+def subject_latents(vae: AutoencoderKL, images: Sequence[Image.Image]) -> Tensor:
+    """Encode collages of one size on the VAE's device: (B, C, h, w) float32, scaled as in training.
+
+    The mean of the VAE's distribution is taken, not a sample: equal collages give equal latents.
+    """
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    with torch.no_grad():
+        return encode_images(vae, pixels.to(vae.device), generator=None)
+
+
+def latent_masks(visible: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Reduce masks (N, H, W) bool to latents of size (h, w): (N, h, w) float32 in [0, 1].
+
+    Each entry is the share of its patch of pixels that the subject covers. It is left soft: a
+    latent at the edge is part background and is shifted so much the less, while one that no
+    subject touches is exactly 0, and the masks of several subjects add up to that of their union.
+    """
+    pixels = torch.from_numpy(visible)[:, None].float()
+    return F.interpolate(pixels, size=size, mode="area")[:, 0]
+
+
+def gamma_map(gammas: Sequence[float], masks: Tensor) -> Tensor:
+    """Give each subject its own gamma: (N,) and `latent_masks` (N, h, w) -> (1, 1, h, w).
+
+    Where two subjects share a latent, their gammas are averaged by the areas that they cover, so
+    that gamma * mask is the sum of gamma_i * mask_i; 0 where no subject is.
+
+    Raises:
+        ValueError: another number of gammas than of masks.
+    """
+    if len(gammas) != len(masks):
+        raise ValueError(f"{len(gammas)} gammas, but {len(masks)} subjects")
+    covered = masks.sum(0)
+    shares = masks / covered.where(covered > 0, 1.0)
+    return torch.einsum("n,nhw->hw", masks.new_tensor(gammas), shares)[None, None]
+
+
+def mean_shifted_noise(
+    subject_latents: Tensor,
+    subject_mask: Tensor,
+    gamma: float | Tensor,
+    generator: torch.Generator | list[torch.Generator],
+) -> Tensor:
+    """Return epsilon + gamma * (mask * z), before the scheduler's own scaling (MuDI, section 4.2).
+
+    epsilon is what a diffusers pipeline draws from the same generators, so gamma = 0 is ordinary
+    sampling.
+
+    Args:
+        subject_latents: z (B, C, h, w); its device and dtype are those of the result.
+        subject_mask: (B, 1, h, w) in [0, 1].
+        gamma: strength, a number or a map (B, 1, h, w); see `reference_gamma` for its unit.
+        generator: one for the batch, or one an image: then an image's noise does not depend on
+            the batch it is drawn in.
+
+    Raises:
+        ValueError: shapes or the number of generators do not fit.
+    """
+    batch, _, height, width = subject_latents.shape
+    expected = (batch, 1, height, width)
+    if subject_mask.shape != expected:
+        raise ValueError(f"subject_mask is {tuple(subject_mask.shape)}, not {expected}")
+    if isinstance(gamma, Tensor) and gamma.shape != expected:
+        raise ValueError(f"gamma is {tuple(gamma.shape)}, not a number or {expected}")
+    if isinstance(generator, list) and len(generator) != batch:
+        raise ValueError(f"{len(generator)} generators for {batch} images")
+    noise = randn_tensor(
+        subject_latents.shape, generator, subject_latents.device, subject_latents.dtype
+    )
+    return (noise + gamma * (subject_mask * subject_latents)).to(noise.dtype)
+
+
+def reference_gamma(scheduler: Any) -> float | None:
+    """Return the gamma of a plain forward process to the first sampling step, 1 / sigma_0.
+
+    Noise of that gamma holds as much of the collage as the model saw of its pictures at this step
+    in training. SDXL's own scheduler gives 0.087 at 30 steps.
+
+    Args:
+        scheduler: a diffusers scheduler after `set_timesteps`. One without sigmas has
+            sqrt(alpha_bar / (1 - alpha_bar)) at its first timestep.
+
+    Returns:
+        None for flow matching, which starts from noise alone: gamma has no unit there.
+    """
+    if hasattr(scheduler, "scale_noise") or scheduler.config.get("use_flow_sigmas"):
+        return None
+    if hasattr(scheduler, "sigmas"):
+        return 1 / float(scheduler.sigmas[0])
+    alpha_bar = float(scheduler.alphas_cumprod[scheduler.timesteps[0]])
+    return (alpha_bar / (1 - alpha_bar)) ** 0.5

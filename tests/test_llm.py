@@ -1,0 +1,156 @@
+"""Against a local HTTP server that speaks as an OpenAI-compatible endpoint does."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from mudi.llm import LlmError, ask, llm_layout
+
+NAMES = ["olis robot", "hta corgi"]
+GOOD = '{"boxes": {"olis robot": [0, 0, 0.5, 1], "hta corgi": [0.5, 0.5, 1, 1]}}'
+BAD = '{"boxes": {"olis robot": [0, 0, 0.5, 1]}}'
+
+
+def completion(text: str | None, **message: Any) -> dict[str, Any]:
+    reply = {"role": "assistant", "content": text, **message}
+    return {"choices": [{"index": 0, "finish_reason": "stop", "message": reply}]}
+
+
+class Endpoint:
+    """Answers with `replies` in turn: (status, JSON body or raw text), then keeps silent."""
+
+    def __init__(self) -> None:
+        self.replies: list[tuple[int, Any]] = []
+        self.questions: list[str] = []
+        self.requests: list[dict[str, Any]] = []
+        self.closing = threading.Event()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                key = self.headers["Authorization"]
+                endpoint.requests.append({"path": self.path, "key": key, "model": request["model"]})
+                endpoint.questions.append(request["messages"][0]["content"])
+                if not endpoint.replies:
+                    endpoint.closing.wait()
+                    return
+                status, body = endpoint.replies.pop(0)
+                data = (body if isinstance(body, str) else json.dumps(body)).encode()
+                self.send_response(status)
+                web_page = isinstance(body, str) and body.startswith("<")
+                self.send_header("Content-Type", "text/html" if web_page else "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    endpoint = Endpoint()
+    thread = threading.Thread(target=endpoint.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield endpoint
+    endpoint.closing.set()
+    endpoint.server.shutdown()
+    thread.join()
+    endpoint.server.server_close()
+
+
+def test_a_question_reaches_the_model_and_its_answer_comes_back(endpoint: Endpoint):
+    endpoint.replies = [(200, completion("Good."))] * 2
+    assert ask(endpoint.url, "tiny", "How are you?") == "Good."
+    assert ask(endpoint.url, "tiny", "And now?", api_key="abc") == "Good."
+    assert endpoint.questions == ["How are you?", "And now?"]
+    path = "/v1/chat/completions"
+    assert endpoint.requests == [
+        {"path": path, "key": "Bearer none", "model": "tiny"},
+        {"path": path, "key": "Bearer abc", "model": "tiny"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (401, {"error": {"message": "bad\nkey"}}, "refused: Error code: 401 .*bad"),
+        (404, {"error": {"message": "no model tiny"}}, "refused: Error code: 404 .*no model tiny"),
+        (500, "it broke", "refused: Error code: 500"),
+        (200, completion(""), r"tiny answered nothing \(finish reason: stop\)"),
+        (200, completion(None, refusal="I must not."), r"tiny answered nothing \(I must not.\)"),
+        (200, {"choices": []}, "did not answer as a chat API does"),
+        (200, {}, "did not answer as a chat API does"),
+        (200, "<html>Welcome!</html>", "did not answer as a chat API does"),
+        (200, "Welcome!", "did not answer in JSON; is it the API's base URL?"),
+    ],
+)
+def test_a_failure_is_told_in_one_line(endpoint: Endpoint, status: int, body: Any, message: str):
+    endpoint.replies = [(status, body)]
+    with pytest.raises(LlmError, match=message) as caught:
+        ask(endpoint.url, "tiny", "How are you?")
+    assert endpoint.url in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(endpoint.questions) == 1
+
+
+def test_a_silent_server_is_left_after_the_timeout(endpoint: Endpoint):
+    with pytest.raises(LlmError, match=r"no answer from tiny in 0.2 s"):
+        ask(endpoint.url, "tiny", "How are you?", timeout=0.2)
+
+
+def test_a_server_that_is_not_there_is_named(endpoint: Endpoint):
+    gone = endpoint.url.replace(str(endpoint.server.server_port), "1")
+    with pytest.raises(LlmError, match=r"127.0.0.1:1/v1: no connection \(.*refused\)"):
+        ask(gone, "tiny", "How are you?")
+    with pytest.raises(LlmError, match=r"localhost:8000/v1: no connection \(.*protocol"):
+        ask("localhost:8000/v1", "tiny", "How are you?")
+
+
+def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(LlmError, match=r'openai is missing; pip install -e "\.\[llm\]"'):
+        ask("http://127.0.0.1:1/v1", "tiny", "How are you?")
+
+
+def test_a_layout_comes_from_the_first_usable_answer(endpoint: Endpoint):
+    endpoint.replies = [(200, completion(f"Here it is: {GOOD}"))]
+    layout = llm_layout("They dance.", NAMES, endpoint.url, "tiny")
+    assert layout.boxes == ((0, 0, 0.5, 1), (0.5, 0.5, 1, 1))
+    assert "The picture: They dance." in endpoint.questions[0]
+
+
+def test_the_model_is_told_what_was_wrong_and_asked_again(endpoint: Endpoint):
+    endpoint.replies = [(200, completion(BAD)), (200, completion("Hm.")), (200, completion(GOOD))]
+    assert len(llm_layout("They dance.", NAMES, endpoint.url, "tiny").boxes) == 2
+    first, second, third = endpoint.questions
+    assert second.startswith(first)
+    assert BAD in second
+    assert 'no box for "hta corgi"' in second
+    assert third.startswith(first)
+    assert "no JSON in 'Hm.'" in third
+    assert BAD not in third
+
+
+def test_a_model_that_never_gives_a_layout_is_given_up(endpoint: Endpoint):
+    endpoint.replies = [(200, completion(BAD))] * 3
+    with pytest.raises(LlmError, match=r'gave no layout in 2 attempts; .*no box for "hta corgi"'):
+        llm_layout("They dance.", NAMES, endpoint.url, "tiny", attempts=2)
+    assert len(endpoint.questions) == 2
+
+
+def test_pixels_of_an_answer_are_those_of_the_canvas_that_the_model_was_told(endpoint: Endpoint):
+    endpoint.replies = [(200, completion('{"boxes": [[0, 0, 512, 512]]}'))]
+    layout = llm_layout("It dances.", NAMES[:1], endpoint.url, "tiny", size=(2048, 1024))
+    assert layout.boxes == ((0, 0, 0.25, 0.5),)
