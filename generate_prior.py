@@ -31,8 +31,15 @@ from mudi.checks import PRIOR_FILENAME, SetupError, refuse
 from mudi.files import write_image
 from mudi.masking import MASK_PREFIX, add_masking_flags, is_plausible, load_models, write_mask
 from mudi.metadata import MetadataError, load_subjects, read_records, write_records
-from mudi.pipelines import SDXL_BASE, add_pipeline_flags, load_pipeline, pipeline_complaints
-from mudi.work import Journal, share
+from mudi.pipelines import (
+    SDXL_BASE,
+    add_pipeline_flags,
+    load_pipeline,
+    pipeline_complaints,
+    pipeline_kind,
+    place,
+)
+from mudi.work import Journal, join_processes, share
 
 DEFAULT_ID = "a"  # its files keep the original's names, img_<i>.png and mask_<i>.png
 LOG = "prior_log.jsonl"
@@ -114,7 +121,7 @@ def main(args: argparse.Namespace) -> None:
     listed = read_listed(out_dir / PRIOR_FILENAME, classes, problems)
     refuse(problems)
 
-    state = PartialState()
+    state = join_processes()
     journal = Journal(out_dir / LOG, "file_name", state)
     jobs = [
         Job(subject, noun, queries[subject], index)
@@ -206,9 +213,11 @@ def make(
     state: PartialState,
 ) -> None:
     """Draw pictures until each has one object, and write them with their masks."""
-    pipeline = load_pipeline(args, state.device)
-    if not isinstance(pipeline, StableDiffusionXLPipeline):
-        raise SetupError(f"{type(pipeline).__name__}: class pictures are made by an SDXL model")
+    kind = pipeline_kind(args)
+    if kind != "sdxl":
+        raise SetupError(f"{args.pretrained_model_name_or_path}: {kind}; class pictures are SDXL's")
+    pipeline = load_pipeline(args, kind, state.device)
+    place(pipeline, args, state.device)
     cut = masker(args, state.device) if args.gen_mask else None
     waiting = deque(jobs)
     with tqdm(total=len(jobs), desc="pictures", disable=not state.is_main_process) as bar:

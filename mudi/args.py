@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +323,21 @@ def id_table(words: list[str], flag: str, problems: list[str]) -> dict[str, str]
             problems.append(f"{flag}: {key} is given twice")
         table[key] = value.strip()
     return table
+
+
+def id_numbers(
+    words: list[str], flag: str, ids: Collection[str], problems: list[str]
+) -> dict[str, float]:
+    """Read a flag's ID=NUMBER words, one for each id; add what is wrong with them to problems."""
+    numbers = {}
+    for key, text in id_table(words, flag, problems).items():
+        try:
+            numbers[key] = float(text)
+        except ValueError:
+            problems.append(f"{flag} {key}={text}: not a number")
+    if numbers.keys() != set(ids):
+        problems.append(f"{flag}: give one number for each of {', '.join(ids)}")
+    return numbers
 
 
 def resolve_mixed_precision(

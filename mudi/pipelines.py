@@ -11,7 +11,8 @@ from mudi.checks import MODEL_INDEX, SetupError, model_folder_complaints, told_i
 BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model_name_or_path"
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-ON_GPU = {"StableDiffusionXLPipeline": torch.float16, "FluxPipeline": torch.bfloat16}
+KINDS = {"StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
+ON_GPU = {"sdxl": torch.float16, "flux": torch.bfloat16}
 
 
 def add_pipeline_flags(parser: argparse.ArgumentParser, base: str | None) -> None:
@@ -43,32 +44,57 @@ def pipeline_complaints(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def load_pipeline(args: argparse.Namespace, device: torch.device) -> DiffusionPipeline:
-    """Load an SDXL or FLUX pipeline, whichever the folder is.
+def pipeline_kind(args: argparse.Namespace) -> str:
+    """Return "sdxl" or "flux", whichever --pretrained_model_name_or_path is; loads no weights.
 
     Raises:
-        SetupError: it can't be loaded, or is of another kind.
+        SetupError: it can't be reached, or is of another kind.
     """
-    base, vae = args.pretrained_model_name_or_path, args.pretrained_vae_model_name_or_path
-    hub = {"revision": args.revision, "cache_dir": args.cache_dir}
+    base = args.pretrained_model_name_or_path
     with told_in_one_line(BASE_FLAG, base):
-        kind = DiffusionPipeline.load_config(base, **hub)["_class_name"]
-    if kind not in ON_GPU:
-        raise SetupError(f"{BASE_FLAG} {base}: a {kind}; {' and '.join(ON_GPU)} are known here")
+        config = DiffusionPipeline.load_config(
+            base, revision=args.revision, cache_dir=args.cache_dir
+        )
+    name = config["_class_name"]
+    if name not in KINDS:
+        raise SetupError(f"{BASE_FLAG} {base}: a {name}; {' and '.join(KINDS)} are known here")
+    return KINDS[name]
+
+
+def load_pipeline(args: argparse.Namespace, kind: str, device: torch.device) -> DiffusionPipeline:
+    """Load a pipeline as `add_pipeline_flags` describes it; `place` it before it is used.
+
+    Args:
+        kind: see `pipeline_kind`.
+
+    Raises:
+        SetupError: it can't be loaded.
+    """
     dtype = torch.float32 if device.type == "cpu" else ON_GPU[kind]
     if args.dtype:
         dtype = DTYPES[args.dtype]
-
     parts: dict[str, Any] = {}
+    vae = args.pretrained_vae_model_name_or_path
     if vae:
         with told_in_one_line(VAE_FLAG, vae):
             parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype, cache_dir=args.cache_dir)
+    base = args.pretrained_model_name_or_path
     with told_in_one_line(BASE_FLAG, base):
         pipeline = DiffusionPipeline.from_pretrained(
-            base, dtype=dtype, variant=args.variant, **hub, **parts
+            base,
+            dtype=dtype,
+            revision=args.revision,
+            variant=args.variant,
+            cache_dir=args.cache_dir,
+            **parts,
         )
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def place(pipeline: DiffusionPipeline, args: argparse.Namespace, device: torch.device) -> None:
+    """Put a pipeline on a device, as a whole or with --cpu_offload the part that is at work."""
     if args.cpu_offload:
         pipeline.enable_model_cpu_offload(device=device)
-        return pipeline
-    return pipeline.to(device)
+    else:
+        pipeline.to(device)

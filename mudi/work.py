@@ -9,14 +9,23 @@ records = journal.finish(order=[item.name for item in items])
 
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from mudi.files import write_text
 
 Item = TypeVar("Item")
+
+LONGEST_WAIT = timedelta(days=7)  # for the slowest process's share; the usual limit is 10 minutes
+
+
+def join_processes() -> PartialState:
+    """Return accelerate's state, joined to the other processes of the launch."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
 
 
 def share(items: Sequence[Item], state: PartialState) -> list[Item]:

@@ -1,0 +1,377 @@
+"""Make pictures of several subjects together, from mean-shifted noise; SDXL or FLUX.
+
+    python inference.py --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \
+        --lora output/robot_and_teddy_p0.3_s0 --instance_data_dir dataset/category/robot_and_teddy \
+        --prompt "a photo of a olis robot and a hta teddy bear on a beach" \
+        --num_images 8 --output_dir output/pictures
+
+Sampling starts from noise whose mean is shifted, by gamma times the latents of a collage of the
+subjects that the prompt names, so that each has its place from the first step on. gamma 0 is
+ordinary sampling; the larger, the more of the collage stays. The log tells gamma in units of the
+signal that the model saw at this noise level in training: 1 of it is what a plain forward process
+would leave of the collage.
+
+Each picture follows from --seed, its number and the flags alone: a stopped run goes on with the same
+command, and `accelerate launch inference.py` shares the pictures among processes.
+"""  # noqa: E501
+
+import argparse
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from PIL import Image, PngImagePlugin
+from tqdm.auto import tqdm
+
+from mudi.args import id_numbers
+from mudi.checks import SetupError, refuse, told_in_one_line
+from mudi.files import replace_file, write_image, write_text
+from mudi.init_noise import Layout, LayoutError, load_layout
+from mudi.llm import LlmError, llm_layout
+from mudi.metadata import MetadataError, Subjects, load_subjects
+from mudi.pipelines import (
+    add_pipeline_flags,
+    load_pipeline,
+    pipeline_complaints,
+    pipeline_kind,
+    place,
+)
+from mudi.sampling import (
+    DEFAULT_GAMMA,
+    SCHEDULERS,
+    Picture,
+    Sampler,
+    Sampling,
+    SamplingError,
+    Shot,
+    Stage,
+    load_loras,
+    named_subjects,
+    set_scheduler,
+    signal_unit,
+    start_sheet,
+)
+from mudi.work import Journal, join_processes, share
+
+PICTURES = "pictures.jsonl"
+SHEET = "sheet.png"
+SHEET_ROWS = 16
+DEFAULT_STEPS = 50  # of the stock SDXL pipeline
+
+logger = logging.getLogger("mudi")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture's file name and what is to be in it."""
+
+    name: str
+    shot: Shot
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_pipeline_flags(parser, base=None)
+    flag = parser.add_argument
+    flag("--lora", nargs="+", default=[], help="LoRA files, folders of training runs, or hub ids")
+    flag("--lora_scale", nargs="+", type=float, help="one for each; unset: 1")
+    flag("--instance_data_dir", help="data folder of the subjects; not needed with --gamma 0")
+    flag("--prompt", help="what the pictures show; the subjects by their names")
+    flag("--prompt_file", type=Path, help="text file of prompts, one a line, in place of --prompt")
+    flag("--negative_prompt", help="what to avoid (SDXL)")
+    flag("--num_images", type=int, default=4, help="pictures a prompt (4)")
+    flag("--seed", type=int, default=0, help="picture k of a prompt has seed + k (0)")
+    flag("--output_dir", type=Path, required=True, help="for pictures, their list and the sheet")
+    flag("--overwrite", action="store_true", help="make finished pictures anew")
+
+    group = parser.add_argument_group("start")
+    group.add_argument(
+        "--gamma",
+        nargs="+",
+        help="strength of the mean shift: a number, or ID=NUMBER a subject; "
+        f"unset: {DEFAULT_GAMMA['sdxl']} for SDXL, {DEFAULT_GAMMA['flux']} for FLUX",
+    )
+    group.add_argument("--layout", default="random", help="random, llm, or a JSON file (random)")
+    group.add_argument(
+        "--scales", nargs="+", default=[], metavar="ID=SCALE", help="relative sizes, in (0, 1]"
+    )
+    group.add_argument("--llm_url", help="for --layout llm: base URL, as http://localhost:8000/v1")
+    group.add_argument("--llm_model", help="for --layout llm: the chat model's name there")
+
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--steps", type=int, help="denoising steps; unset: the pipeline's own")
+    group.add_argument("--guidance_scale", type=float, help="unset: the pipeline's own")
+    group.add_argument("--scheduler", choices=SCHEDULERS, help="unset: the model's own")
+    group.add_argument("--batch_size", type=int, default=1, help="pictures at once (1)")
+    group.add_argument("--resolution", type=int, help="side (px); unset: the model's own")
+    group.add_argument("--height", type=int, help="px, where it is not --resolution")
+    group.add_argument("--width", type=int, help="px, where it is not --resolution")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    problems = [*pipeline_complaints(args), *number_complaints(args)]
+    prompts = read_prompts(args, problems)
+    subjects = read_subjects(args, problems)
+    ids = subjects.names if subjects else ()
+    gamma = read_gamma(args.gamma, ids, problems)
+    scales = read_scales(args.scales, ids, problems)
+    refuse(problems)
+    kind = pipeline_kind(args)
+    if gamma is None:
+        gamma = DEFAULT_GAMMA[kind] if subjects else 0.0
+    if gamma != 0:
+        refuse(subject_complaints(prompts, subjects))
+
+    state = join_processes()
+    layouts: list[Layout | None] = [None] * len(prompts)
+    if subjects and gamma != 0 and args.layout != "random":
+        layouts = read_layouts(args, prompts, subjects, state)
+    jobs = [
+        Job(f"{p:03}_{k:03}.png", Shot(prompt, args.seed + k, gamma, layout, scales))
+        for p, (prompt, layout) in enumerate(zip(prompts, layouts, strict=True))
+        for k in range(args.num_images)
+    ]
+    journal = Journal(args.output_dir / PICTURES, "image", state)
+    todo = [job for job in jobs if not is_done(job, journal, args)]
+    if todo:
+        make(share(todo, state), args, kind, subjects, journal, state)
+    records = journal.finish([job.name for job in jobs])
+    if state.is_main_process:
+        pictures = [
+            finished_picture(job, record, args.output_dir, subjects)
+            for job, record in zip(jobs[:SHEET_ROWS], records, strict=False)
+        ]
+        write_image(args.output_dir / SHEET, start_sheet(pictures))
+        print(f"{len(jobs)} pictures in {args.output_dir}; look at {args.output_dir / SHEET}")
+
+
+def number_complaints(args: argparse.Namespace) -> list[str]:
+    """Complain about numbers out of range and about flags that contradict each other."""
+    found = [
+        f"--{name} {getattr(args, name)}: must be 1 or more"
+        for name in ("num_images", "steps", "batch_size", "resolution", "height", "width")
+        if getattr(args, name) is not None and getattr(args, name) < 1
+    ]
+    if args.resolution and (args.height or args.width):
+        found.append("--resolution is height and width in one: give it, or those two")
+    if bool(args.height) != bool(args.width):
+        found.append("--height and --width go together; for a square there is --resolution")
+    if args.lora_scale and len(args.lora_scale) != len(args.lora):
+        found.append(f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs")
+    if (args.layout == "llm") != bool(args.llm_url and args.llm_model):
+        found.append("--layout llm, --llm_url and --llm_model go together")
+    return found
+
+
+def read_prompts(args: argparse.Namespace, problems: list[str]) -> list[str]:
+    """Return the prompts, blank lines left out."""
+    if (args.prompt is None) == (args.prompt_file is None):
+        problems.append("give --prompt or --prompt_file")
+        return []
+    lines = [args.prompt]
+    if args.prompt_file:
+        try:
+            lines = args.prompt_file.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"--prompt_file {args.prompt_file}: cannot be read ({error})")
+            return []
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        problems.append("there is no prompt: all lines are empty")
+    return prompts
+
+
+def read_subjects(args: argparse.Namespace, problems: list[str]) -> Subjects | None:
+    if not args.instance_data_dir:
+        return None
+    try:
+        return load_subjects(args.instance_data_dir)
+    except MetadataError as error:
+        problems += error.problems
+        return None
+
+
+def read_gamma(
+    words: list[str] | None, ids: Collection[str], problems: list[str]
+) -> float | dict[str, float] | None:
+    """Return one number, or one by subject id; None where the flag is not given."""
+    if not words:
+        return None
+    if len(words) > 1 or "=" in words[0]:
+        return id_numbers(words, "--gamma", ids, problems)
+    try:
+        return float(words[0])
+    except ValueError:
+        problems.append(f"--gamma {words[0]}: not a number")
+        return None
+
+
+def read_scales(
+    words: list[str], ids: Collection[str], problems: list[str]
+) -> dict[str, float] | None:
+    """Return the relative sizes by subject id; None where they are drawn."""
+    if not words:
+        return None
+    scales = id_numbers(words, "--scales", ids, problems)
+    for subject, scale in scales.items():
+        if not 0 < scale <= 1:
+            problems.append(f"--scales {subject}={scale}: must be above 0, at most 1")
+    return scales
+
+
+def subject_complaints(prompts: list[str], subjects: Subjects | None) -> list[str]:
+    """Complain about prompts that name no subject to start from."""
+    if subjects is None:
+        return ["--gamma needs --instance_data_dir, the subjects to start from"]
+    known = ", ".join(f'"{name}"' for name in subjects.names.values())
+    return [
+        f'the prompt "{prompt}" names no subject; there are {known}; or use --gamma 0'
+        for prompt in prompts
+        if not named_subjects(prompt, subjects.names)
+    ]
+
+
+def read_layouts(
+    args: argparse.Namespace, prompts: list[str], subjects: Subjects, state: PartialState
+) -> list[Layout | None]:
+    """Return each prompt's layout from --layout's file or the chat model.
+
+    What the chat model answers is kept in the output folder, so that it is asked once a prompt.
+
+    Raises:
+        SetupError: there is no usable layout.
+    """
+    layouts: list[Layout | None] = []
+    for number, prompt in enumerate(prompts):
+        names = [subjects.names[subject] for subject in named_subjects(prompt, subjects.names)]
+        path = Path(args.layout)
+        try:
+            if args.layout == "llm":
+                path = args.output_dir / f"layout_{number:03}.json"
+                if state.is_main_process and not path.is_file():
+                    size = (
+                        args.width or args.resolution or 1024,
+                        args.height or args.resolution or 1024,
+                    )
+                    layout = llm_layout(prompt, names, args.llm_url, args.llm_model, size)
+                    write_text(path, json.dumps(asdict(layout)))
+                state.wait_for_everyone()
+            layouts.append(load_layout(path, names))
+        except (LlmError, LayoutError) as error:
+            raise SetupError(f"--layout {args.layout}: {error}") from error
+    return layouts
+
+
+def settings_of(job: Job, args: argparse.Namespace) -> dict[str, Any]:
+    """Return all that a picture follows from, as JSON has it."""
+    flags = (
+        "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision dtype lora "
+        "lora_scale negative_prompt steps guidance_scale scheduler resolution height width"
+    ).split()
+    settings = asdict(job.shot) | {name: getattr(args, name) for name in flags}
+    return json.loads(json.dumps(settings))
+
+
+def is_done(job: Job, journal: Journal, args: argparse.Namespace) -> bool:
+    """Say whether an earlier run made this very picture.
+
+    Raises:
+        SetupError: it made another one of that name.
+    """
+    record = journal.done.get(job.name)
+    if record is None or args.overwrite or not (args.output_dir / job.name).is_file():
+        return False
+    settings = settings_of(job, args)
+    changed = [
+        f"{key} was {record.get(key)}" for key in settings if record.get(key) != settings[key]
+    ]
+    if changed:
+        raise SetupError(
+            f"{args.output_dir / job.name} was made otherwise ({'; '.join(changed)}): "
+            "use --overwrite or another --output_dir"
+        )
+    return True
+
+
+def make(
+    jobs: list[Job],
+    args: argparse.Namespace,
+    kind: str,
+    subjects: Subjects | None,
+    journal: Journal,
+    state: PartialState,
+) -> None:
+    """Make pictures and write each with its line."""
+    pipeline = load_pipeline(args, kind, state.device)
+    with told_in_one_line("--lora", " ".join(args.lora)):
+        load_loras(pipeline, args.lora, args.lora_scale or [1.0] * len(args.lora))
+    side = (args.resolution, args.resolution) if args.resolution else None
+    size = (args.width, args.height) if args.width else side
+    sampling = Sampling(size, args.steps, args.guidance_scale, args.negative_prompt)
+    try:
+        if args.scheduler:
+            set_scheduler(pipeline, args.scheduler)
+        sampler = Sampler(pipeline, sampling, subjects, state.device)
+        place(pipeline, args, state.device)
+        if state.is_main_process:
+            tell_gamma(jobs[0].shot.gamma, pipeline, args.steps)
+        for first in tqdm(
+            range(0, len(jobs), args.batch_size), "batches", disable=not state.is_main_process
+        ):
+            batch = jobs[first : first + args.batch_size]
+            pictures = sampler.draw([job.shot for job in batch])
+            for job, picture in zip(batch, pictures, strict=True):
+                journal.add(write_picture(job, picture, args))
+    except SamplingError as error:
+        raise SetupError(str(error)) from error
+
+
+def tell_gamma(gamma: float | dict[str, float], pipeline: Any, steps: int | None) -> None:
+    """Log gamma in units of the scheduler's own signal at the first step."""
+    unit = signal_unit(pipeline, steps or DEFAULT_STEPS)
+    if unit is None:
+        logger.info("gamma %s (flow matching starts without signal: there is no unit)", gamma)
+        return
+    table = gamma if isinstance(gamma, dict) else {"all": gamma}
+    told = ", ".join(f"{name}: {value:g} = {value / unit:.2f} x" for name, value in table.items())
+    logger.info("gamma, and in units of the signal at the first step (%.3f): %s", unit, told)
+
+
+def write_picture(job: Job, picture: Picture, args: argparse.Namespace) -> dict[str, Any]:
+    """Write a picture with its parameters; return its line."""
+    width, height = picture.image.size
+    record = {"image": job.name, **settings_of(job, args), "size": [width, height]}
+    if picture.start:
+        record["start"] = asdict(picture.start.layout)
+        record["start_photos"] = [photo.image.name for photo in picture.start.photos]
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_itxt("mudi", json.dumps(record, ensure_ascii=False))
+    replace_file(
+        args.output_dir / job.name,
+        lambda path: picture.image.save(path, format="PNG", pnginfo=metadata),
+    )
+    return record
+
+
+def finished_picture(
+    job: Job, record: dict[str, Any], folder: Path, subjects: Subjects | None
+) -> Picture:
+    """Read a picture and lay out its start again."""
+    start = None
+    if subjects and "start" in record:
+        start = Stage(subjects, tuple(record["size"])).start(job.shot)
+    with Image.open(folder / job.name) as image:
+        return Picture(job.shot, image.convert("RGB"), start)
+
+
+if __name__ == "__main__":
+    main(parse_args())

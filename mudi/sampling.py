@@ -1,0 +1,324 @@
+"""Pictures of several subjects from mean-shifted noise, by a stock SDXL or FLUX pipeline.
+
+sampler = Sampler(pipeline, sampling, subjects)
+pictures = sampler.draw([Shot("a photo of a olis robot and a hta teddy bear", seed=0)])
+sheet = start_sheet(pictures)
+"""
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FluxPipeline,
+    UniPCMultistepScheduler,
+)
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from mudi.flux import pack
+from mudi.images import load_mask, load_rgb
+from mudi.init_noise import (
+    Layout,
+    Scene,
+    compose_layout,
+    gamma_map,
+    latent_masks,
+    mean_shifted_noise,
+    random_layout,
+    reference_gamma,
+    subject_latents,
+)
+from mudi.metadata import Photo, Subjects
+from mudi.preview import contact_sheet
+from mudi.segmix import Cutout, cut_out
+
+SCHEDULERS: dict[str, Any] = {
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "ddim": DDIMScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+DEFAULT_GAMMA = {"sdxl": 0.1, "flux": 0.0}  # provisional; FLUX does without (method, section 6)
+KEPT_CUTOUTS = 32  # a 12-megapixel photo's can take 50 MB
+BOX_COLOURS = ((220, 60, 60), (60, 90, 220), (40, 160, 80), (200, 140, 20), (150, 60, 190))
+
+
+class SamplingError(ValueError):
+    """A picture can't be made as it was asked for; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline is called; None leaves it to the pipeline.
+
+    Attributes:
+        size: (width, height) in pixels.
+    """
+
+    size: tuple[int, int] | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture to be made.
+
+    Attributes:
+        seed: of its noise, its random layout and the choice of photos.
+        gamma: strength of the mean shift, one number or one by subject id.
+        layout: of the subjects that the prompt names, in the data folder's order; None: random.
+        scales: relative sizes by subject id for a random layout; None: random.
+    """
+
+    prompt: str
+    seed: int
+    gamma: float | dict[str, float] = 0.0
+    layout: Layout | None = None
+    scales: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a picture starts from: which subjects, which of their photos, where."""
+
+    names: tuple[str, ...]
+    photos: tuple[Photo, ...]
+    layout: Layout
+    scene: Scene
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture with what it came from; no start where there are no subjects."""
+
+    shot: Shot
+    image: Image.Image
+    start: Start | None
+
+
+def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
+    """Return the ids of the subjects whose names stand in a prompt, in the names' order."""
+    return [subject for subject, name in names.items() if name.lower() in prompt.lower()]
+
+
+class Stage:
+    """Lays out the subjects that a prompt names, each cut out of one of its photos.
+
+    Args:
+        size: (width, height) of the canvas in pixels.
+    """
+
+    def __init__(self, subjects: Subjects, size: tuple[int, int]):
+        self.subjects, self.size = subjects, size
+        self._cutout = lru_cache(KEPT_CUTOUTS)(_cutout)
+
+    def start(self, shot: Shot) -> Start:
+        """Lay out the subjects of a shot.
+
+        Raises:
+            SamplingError: the prompt names no subject, or the layout is for other ones.
+        """
+        ids = named_subjects(shot.prompt, self.subjects.names)
+        if not ids:
+            known = ", ".join(f'"{name}"' for name in self.subjects.names.values())
+            raise SamplingError(f'"{shot.prompt}" names no subject; there are {known}')
+        rng = random.Random(f"layout {shot.seed}")
+        photos = [self.subjects.photos_of(subject) for subject in ids]
+        chosen = [rng.choice(own) for own in photos]
+        layout = shot.layout
+        if layout is None:
+            scales = [shot.scales[subject] for subject in ids] if shot.scales else None
+            layout = random_layout(len(ids), rng, scales, self.size[0] / self.size[1])
+        if len(layout.boxes) != len(ids):
+            raise SamplingError(
+                f'"{shot.prompt}" names {len(ids)} subjects, its layout has {len(layout.boxes)}'
+            )
+        for i, name in enumerate(layout.photos):
+            if name is not None:
+                chosen[i] = _photo_named(name, photos[i])
+        cutouts = [self._cutout(photo) for photo in chosen]
+        scene = compose_layout(cutouts, layout, self.size)
+        names = tuple(self.subjects.names[subject] for subject in ids)
+        return Start(names, tuple(chosen), layout, scene)
+
+
+class Sampler:
+    """Makes pictures; each is a function of its shot alone.
+
+    Args:
+        pipeline: SDXL or FLUX. Make the sampler before CPU offload is switched on.
+        sampling: how it is called.
+        subjects: whose cut-outs the pictures start from; None: every picture starts from noise.
+        device: where collages are encoded; None: the pipeline's.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        sampling: Sampling,
+        subjects: Subjects | None = None,
+        device: torch.device | None = None,
+    ):
+        self.pipeline = pipeline
+        self.is_flux = isinstance(pipeline, FluxPipeline)
+        side = pipeline.default_sample_size * pipeline.vae_scale_factor
+        self.size = sampling.size or (side, side)
+        unit = (2 if self.is_flux else 1) * pipeline.vae_scale_factor
+        if any(length % unit for length in self.size):
+            raise SamplingError(f"{self.size[0]}x{self.size[1]}: both must be multiples of {unit}")
+        if self.is_flux and sampling.negative_prompt:
+            raise SamplingError("FLUX takes no negative prompt; leave it out")
+        settings = {
+            "num_inference_steps": sampling.steps,
+            "guidance_scale": sampling.guidance_scale,
+        }
+        self._settings = {key: value for key, value in settings.items() if value is not None}
+        self._negative_prompt = sampling.negative_prompt
+        self._denoiser = pipeline.transformer if self.is_flux else pipeline.unet
+        self.stage = Stage(subjects, self.size) if subjects else None
+        if subjects:
+            # SDXL's own VAE overflows in half precision; CPU offload would move it behind our back
+            self._vae = copy.deepcopy(pipeline.vae).float().to(device or pipeline.device)
+
+    def draw(self, shots: Sequence[Shot]) -> list[Picture]:
+        """Make a batch of pictures.
+
+        Raises:
+            SamplingError: a shot can't be laid out.
+        """
+        generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
+        starts = [
+            self.stage.start(shot) if self.stage and shot.gamma != 0 else None for shot in shots
+        ]
+        noise = torch.cat(
+            [
+                self._noise(shot, start, generator)
+                for shot, start, generator in zip(shots, starts, generators, strict=True)
+            ]
+        )
+        more: dict[str, Any] = dict(self._settings)
+        if self._negative_prompt:
+            more["negative_prompt"] = [self._negative_prompt] * len(shots)
+        images = self.pipeline(
+            [shot.prompt for shot in shots],
+            width=self.size[0],
+            height=self.size[1],
+            latents=pack(noise) if self.is_flux else noise,
+            generator=generators,
+            **more,
+        ).images
+        return [Picture(*made) for made in zip(shots, images, starts, strict=True)]
+
+    def _noise(self, shot: Shot, start: Start | None, generator: torch.Generator) -> Tensor:
+        """Return what the pipeline starts from (1, C, h, w), on its device."""
+        factor = self.pipeline.vae_scale_factor
+        width, height = (length // factor for length in self.size)
+        channels = self.pipeline.vae.config.latent_channels
+        latents = torch.zeros(1, channels, height, width)
+        mask = torch.zeros(1, 1, height, width)
+        gamma: float | Tensor = 0.0
+        if start is not None:
+            latents = subject_latents(self._vae, [start.scene.image]).cpu()
+            masks = latent_masks(start.scene.visible, (height, width))
+            mask = masks.sum(0)[None, None]
+            gamma = _gamma(shot, start, masks)
+        return mean_shifted_noise(latents.to(self._denoiser.dtype), mask, gamma, generator)
+
+
+def _gamma(shot: Shot, start: Start, masks: Tensor) -> float | Tensor:
+    if isinstance(shot.gamma, dict):
+        return gamma_map([shot.gamma[photo.subject] for photo in start.photos], masks)
+    return shot.gamma
+
+
+def _cutout(photo: Photo) -> Cutout:
+    return cut_out(load_rgb(photo.image), load_mask(photo.mask))
+
+
+def _photo_named(name: str, photos: list[Photo]) -> Photo:
+    for photo in photos:
+        if photo.image.name == Path(name).name:
+            return photo
+    known = ", ".join(photo.image.name for photo in photos)
+    raise SamplingError(f'the layout wants the photo "{name}"; the subject has {known}')
+
+
+def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
+    """Give an SDXL pipeline another of SCHEDULERS, with the noise levels of its own.
+
+    Raises:
+        SamplingError: it is a FLUX pipeline, which has one scheduler only.
+    """
+    if isinstance(pipeline, FluxPipeline):
+        raise SamplingError("FLUX has its own scheduler; leave --scheduler out")
+    pipeline.scheduler = SCHEDULERS[name].from_config(pipeline.scheduler.config)
+
+
+def load_loras(pipeline: DiffusionPipeline, paths: Sequence[str], scales: Sequence[float]) -> None:
+    """Load LoRAs to work together, each with its scale; one of scale 0 is not loaded at all.
+
+    Args:
+        paths: files, folders of training runs, or hub ids.
+
+    Raises:
+        OSError, ValueError: one can't be loaded.
+    """
+    used = [(path, scale) for path, scale in zip(paths, scales, strict=True) if scale != 0]
+    names = [f"lora_{i}" for i in range(len(used))]
+    for name, (path, _) in zip(names, used, strict=True):
+        pipeline.load_lora_weights(path, adapter_name=name)
+    if used:
+        pipeline.set_adapters(names, [scale for _, scale in used])
+
+
+def signal_unit(pipeline: DiffusionPipeline, steps: int) -> float | None:
+    """Return the gamma that equals the scheduler's own signal at the first of `steps`.
+
+    See `reference_gamma`; None for flow matching.
+    """
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    if isinstance(pipeline, FluxPipeline):
+        return None
+    scheduler.set_timesteps(steps)
+    return reference_gamma(scheduler)
+
+
+def layout_picture(start: Start) -> Image.Image:
+    """Draw a layout's boxes, the front ones over those behind them."""
+    image = Image.new("RGB", start.scene.image.size, "white")
+    pen = ImageDraw.Draw(image)
+    width, height = image.size
+    for i in reversed(start.layout.front_to_back):
+        left, top, right, bottom = start.layout.boxes[i]
+        corners = (left * width, top * height, right * width, bottom * height)
+        colour = BOX_COLOURS[i % len(BOX_COLOURS)]
+        pen.rectangle(corners, fill="#f4f4f4", outline=colour, width=max(2, width // 100))
+        pen.text(corners[:2], f" {start.names[i]}", fill=colour, font_size=max(8, width // 20))
+    return image
+
+
+def start_sheet(pictures: Sequence[Picture]) -> Image.Image:
+    """Lay layout, starting collage and result side by side, a row for each picture."""
+    images, captions = [], []
+    for picture in pictures:
+        start, shot = picture.start, picture.shot
+        blank = Image.new("RGB", picture.image.size, "white")
+        images += [layout_picture(start), start.scene.image] if start else [blank, blank]
+        images.append(picture.image)
+        captions += ["layout", "starting collage"] if start else ["", "noise alone"]
+        captions.append(f"{shot.prompt} (seed {shot.seed}, gamma {shot.gamma})")
+    return contact_sheet(images, captions, columns=3)

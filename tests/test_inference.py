@@ -1,0 +1,251 @@
+"""inference.py and its sampler: stock pipelines that start from mean-shifted noise."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from PIL import Image
+from test_launch import LAUNCH, offline
+from training import EXAMPLE, reset_accelerate
+
+import inference
+from mudi.metadata import load_subjects
+from mudi.sampling import (
+    Sampler,
+    Sampling,
+    SamplingError,
+    Shot,
+    Stage,
+    load_loras,
+    named_subjects,
+    set_scheduler,
+    signal_unit,
+)
+
+torch.set_num_threads(1)
+PROMPT = "a photo of a olis robot and a hta teddy bear"
+BOXES = {"olis robot": [0.0, 0.5, 0.5, 1.0], "hta teddy bear": [0.25, 0.0, 1.0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return load_subjects(EXAMPLE)
+
+
+def loaded(backbone):
+    pipeline = backbone.pipeline_class.from_pretrained(backbone.base)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def array(image):
+    return np.asarray(image).astype(int)
+
+
+def largest_difference(ones, others):
+    return max(abs(array(a) - array(b)).max() for a, b in zip(ones, others, strict=True))
+
+
+SMALL = Sampling(size=(96, 64), steps=2)
+
+
+@pytest.mark.parametrize("scheduler", [None, "euler_a", "ddim", "dpmpp_2m", "unipc"])
+def test_gamma_0_is_plain_diffusers_pixel_for_pixel(backbone, subjects, scheduler):
+    pipeline = loaded(backbone)
+    if scheduler and backbone.denoiser == "transformer":
+        with pytest.raises(SamplingError, match="FLUX has its own scheduler"):
+            set_scheduler(pipeline, scheduler)
+        return
+    if scheduler:
+        set_scheduler(pipeline, scheduler)
+    shots = [Shot(PROMPT, seed=5), Shot("a robot", seed=6)]
+    ours = Sampler(pipeline, SMALL, subjects).draw(shots)
+    plain = pipeline(
+        [PROMPT, "a robot"], width=96, height=64, num_inference_steps=2,
+        generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+    ).images  # fmt: skip
+    assert largest_difference([p.image for p in ours], plain) == 0
+    assert [p.start for p in ours] == [None, None]
+
+
+def test_a_picture_does_not_depend_on_its_batch(backbone, subjects):
+    """Its noise is the same bit for bit; in a batch its pixels may be rounded otherwise."""
+    sampler = Sampler(loaded(backbone), SMALL, subjects)
+    shots = [Shot(PROMPT, seed, gamma=0.5) for seed in range(3)]
+    starts = [sampler.stage.start(shot) for shot in shots]
+    generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
+    noise = [sampler._noise(*made) for made in zip(shots, starts, generators, strict=True)]
+    again = sampler._noise(shots[1], starts[1], torch.Generator().manual_seed(1))
+    assert torch.equal(noise[1], again) and not torch.equal(noise[0], noise[1])
+    together = [p.image for p in sampler.draw(shots)]
+    alone = [sampler.draw([shot])[0].image for shot in shots]
+    assert largest_difference(together, alone) <= 1
+    assert largest_difference(alone, [sampler.draw([shot])[0].image for shot in shots]) == 0
+
+
+def test_gamma_moves_the_mean_where_the_subjects_are(backbone, subjects):
+    """gamma by subject: b's noise is shifted, where a alone stands it is the plain one."""
+    sampler = Sampler(loaded(backbone), SMALL, subjects)
+    plain = Shot(PROMPT, seed=3)
+    start = sampler.stage.start(plain)
+    draw = {
+        name: sampler._noise(replace(plain, gamma=gamma), start, torch.Generator().manual_seed(3))
+        for name, gamma in {"no": 0.0, "all": 2.0, "b": {"a": 0.0, "b": 2.0}}.items()
+    }
+    factor = sampler.pipeline.vae_scale_factor
+    moved = {name: (noise != draw["no"]).any(1)[0].numpy() for name, noise in draw.items()}
+    a, b = (
+        seen.reshape(64 // factor, factor, 96 // factor, factor).any((1, 3))
+        for seen in start.scene.visible
+    )
+    assert np.array_equal(moved["all"], a | b)
+    assert np.array_equal(moved["b"], b)
+
+
+def test_a_prompt_takes_the_subjects_that_it_names(subjects):
+    names = {"a": "olis robot", "b": "hta teddy bear", "c": "pll corgi"}
+    assert named_subjects("A PLL corgi beside an Olis Robot", names) == ["a", "c"]
+    stage = Stage(subjects, (64, 64))
+    assert stage.start(Shot("one hta teddy bear", seed=0)).names == ("hta teddy bear",)
+    with pytest.raises(SamplingError, match='"a robot" names no subject; there are "olis robot"'):
+        stage.start(Shot("a robot", seed=0))
+
+
+def test_scales_set_the_relative_sizes(subjects):
+    shot = Shot(PROMPT, seed=0, scales={"a": 1.0, "b": 0.5})
+    first, second = Stage(subjects, (256, 256)).start(shot).layout.boxes
+    assert (second.bottom - second.top) / (first.bottom - first.top) == pytest.approx(0.5)
+
+
+def test_sizes_and_prompts_that_do_not_fit_are_told(backbone, subjects):
+    with pytest.raises(SamplingError, match="100x64: both must be multiples of"):
+        Sampler(loaded(backbone), Sampling(size=(100, 64)), subjects)
+
+
+def words(backbone, out, *more, gamma="0.5"):
+    return [
+        *("--pretrained_model_name_or_path", str(backbone.base)),
+        *("--instance_data_dir", str(EXAMPLE), "--output_dir", str(out)),
+        *("--width", "96", "--height", "64", "--steps", "2", "--gamma", gamma),
+        *("--num_images", "3", "--batch_size", "2", *more),
+    ]
+
+
+def run(backbone, out, *more, prompt=PROMPT, **options):
+    reset_accelerate()
+    argv = [*words(backbone, out, *more, **options), "--prompt", prompt]
+    inference.main(inference.parse_args(argv))
+    return pictures(out)
+
+
+def pictures(out):
+    return {path.name: Image.open(path) for path in sorted(out.glob("0*.png"))}
+
+
+@pytest.fixture(scope="module")
+def made(backbone, tmp_path_factory):
+    out = tmp_path_factory.mktemp("inference")
+    run(backbone, out)
+    return out
+
+
+def test_the_command_writes_pictures_that_say_how_they_were_made(made, backbone, subjects):
+    lines = [json.loads(line) for line in (made / "pictures.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["000_000.png", "000_001.png", "000_002.png"]
+    assert [line["seed"] for line in lines] == [0, 1, 2]
+    image = Image.open(made / "000_002.png")
+    assert image.size == (96, 64) and json.loads(image.text["mudi"]) == lines[2]
+    sampler = Sampler(loaded(backbone), SMALL, subjects)
+    [alone] = sampler.draw([Shot(PROMPT, seed=2, gamma=0.5)])
+    assert largest_difference([image], [alone.image]) <= 1
+    assert lines[2]["start_photos"] == [photo.image.name for photo in alone.start.photos]
+    assert Image.open(made / "sheet.png").width == 3 * 320
+
+
+def test_a_finished_picture_is_not_made_again(made, backbone, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in made.glob("0*.png")}
+    run(backbone, made)
+    assert {path: path.stat().st_mtime_ns for path in made.glob("0*.png")} == before
+    with pytest.raises(SystemExit, match=r"was made otherwise \(gamma was 0.5\): use --overwrite"):
+        run(backbone, made, gamma="0.6")
+    run(backbone, tmp_path)
+    (tmp_path / "000_001.png").unlink()
+    run(backbone, tmp_path)
+    assert largest_difference(pictures(tmp_path).values(), pictures(made).values()) <= 1
+
+
+def test_two_processes_make_the_same_pictures(made, backbone, tmp_path):
+    launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+    command = [*launch, str(ROOT / "inference.py"), *words(backbone, tmp_path), "--prompt", PROMPT]
+    environment = offline(ACCELERATE_USE_CPU="true")
+    told = subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE).stderr
+    assert b"| 1/1" in told and b"| 2/2" not in told  # batches of the first one's two pictures
+    assert largest_difference(pictures(tmp_path).values(), pictures(made).values()) <= 1
+    assert (tmp_path / "pictures.jsonl").read_text() == (made / "pictures.jsonl").read_text()
+
+
+def test_loras_work_together_and_scale_0_is_the_base(backbone, run_once, tmp_path):
+    def picture(scales):
+        pipeline = loaded(backbone)
+        load_loras(pipeline, [str(run_once)] * len(scales), scales)
+        return array(Sampler(pipeline, SMALL).draw([Shot("a olis robot", seed=0)])[0].image)
+
+    plain = picture([])
+    assert np.array_equal(picture([0.0, 0.0]), plain)
+    assert not np.array_equal(picture([40.0]), plain)
+    assert abs(picture([20.0, 20.0]) - picture([40.0])).max() <= 1
+    more = ["--lora", str(run_once), "--lora_scale", "40"]
+    run(backbone, tmp_path, *more, prompt="a olis robot", gamma="0")
+    assert abs(array(pictures(tmp_path)["000_000.png"]) - picture([40.0])).max() <= 1
+
+
+def test_a_layout_file_places_the_subjects(backbone, tmp_path, subjects):
+    path = tmp_path / "layout.json"
+    text = {"boxes": BOXES, "front_to_back": list(BOXES), "photos": {"olis robot": "a03.jpg"}}
+    path.write_text(json.dumps(text))
+    out = tmp_path / "out"
+    run(backbone, out, "--layout", str(path))
+    line = json.loads((out / "pictures.jsonl").read_text().splitlines()[0])
+    assert line["start"]["boxes"] == list(BOXES.values())
+    assert line["start_photos"][0] == "a03.jpg"
+    shot = Shot(PROMPT, 0, layout=inference.load_layout(path, list(BOXES)))
+    scene = Stage(subjects, (96, 64)).start(shot).scene
+    assert scene.boxes[0].bottom == 64 and scene.boxes[0].right <= 48
+    path.write_text(json.dumps({"boxes": {"olis robot": [0, 0, 1, 1]}}))
+    with pytest.raises(SystemExit, match=r"layout.json: .*hta teddy bear"):
+        run(backbone, tmp_path / "other", "--layout", str(path))
+
+
+def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "load_pipeline", lambda *_: pytest.fail("was loaded"))
+    for more, told in [
+        (["--lora_scale", "1"], "--lora_scale: 1 numbers for 0 LoRAs"),
+        (["--layout", "llm"], "--layout llm, --llm_url and --llm_model go together"),
+        (["--scales", "a=1"], "--scales: give one number for each of a, b"),
+        (["--scales", "a=1", "b=2"], "--scales b=2.0: must be above 0, at most 1"),
+        (["--gamma", "much"], "--gamma much: not a number"),
+        (["--num_images", "0"], "--num_images 0: must be 1 or more"),
+        (["--resolution", "64"], "--resolution is height and width in one"),
+        (["--prompt", "a robot"], 'the prompt "a robot" names no subject'),
+        (["--prompt_file", "/nowhere"], "give --prompt or --prompt_file"),
+        (["--instance_data_dir", "/nowhere"], "/nowhere: no such folder"),
+        (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere: no such folder"),
+    ]:
+        reset_accelerate()
+        argv = [*words(backbone, tmp_path), "--prompt", PROMPT, *more]
+        with pytest.raises(SystemExit) as stopped:
+            inference.main(inference.parse_args(argv))
+        assert told in str(stopped.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_gamma_is_told_in_units_of_the_first_steps_signal(sdxl_backbone, flux_backbone):
+    """SDXL's own schedule: sigma 11.7, 11.5 and 13.1 at 25, 30 and 50 steps (method, section 6)."""
+    pipeline = loaded(sdxl_backbone)
+    for steps, sigma in ((25, 11.7), (30, 11.5), (50, 13.1)):
+        assert signal_unit(pipeline, steps) == pytest.approx(1 / sigma, rel=0.01)
+    assert signal_unit(loaded(flux_backbone), 30) is None
