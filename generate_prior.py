@@ -37,6 +37,7 @@ from mudi.pipelines import (
     load_pipeline,
     pipeline_complaints,
     pipeline_kind,
+    pipeline_settings,
     place,
 )
 from mudi.work import Journal, join_processes, share
@@ -213,11 +214,11 @@ def make(
     state: PartialState,
 ) -> None:
     """Draw pictures until each has one object, and write them with their masks."""
-    kind = pipeline_kind(args)
-    if kind != "sdxl":
-        raise SetupError(f"{args.pretrained_model_name_or_path}: {kind}; class pictures are SDXL's")
-    pipeline = load_pipeline(args, kind, state.device)
-    place(pipeline, args, state.device)
+    settings = pipeline_settings(args)
+    if pipeline_kind(settings["base"], args.revision, args.cache_dir) != "sdxl":
+        raise SetupError(f"{settings['base']}: not an SDXL model, which class pictures are made by")
+    pipeline = load_pipeline(**settings, device=state.device)
+    place(pipeline, state.device, args.cpu_offload)
     cut = masker(args, state.device) if args.gen_mask else None
     waiting = deque(jobs)
     with tqdm(total=len(jobs), desc="pictures", disable=not state.is_main_process) as bar:

@@ -38,6 +38,7 @@ from mudi.pipelines import (
     load_pipeline,
     pipeline_complaints,
     pipeline_kind,
+    pipeline_settings,
     place,
 )
 from mudi.sampling import (
@@ -125,8 +126,9 @@ def main(args: argparse.Namespace) -> None:
     gamma = read_gamma(args.gamma, ids, problems)
     scales = read_scales(args.scales, ids, problems)
     refuse(problems)
-    kind = pipeline_kind(args)
     if gamma is None:
+        base = args.pretrained_model_name_or_path
+        kind = pipeline_kind(base, args.revision, args.cache_dir)
         gamma = DEFAULT_GAMMA[kind] if subjects else 0.0
     if gamma != 0:
         refuse(subject_complaints(prompts, subjects))
@@ -143,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
     journal = Journal(args.output_dir / PICTURES, "image", state)
     todo = [job for job in jobs if not is_done(job, journal, args)]
     if todo:
-        make(share(todo, state), args, kind, subjects, journal, state)
+        make(share(todo, state), args, subjects, journal, state)
     records = journal.finish([job.name for job in jobs])
     if state.is_main_process:
         pictures = [
@@ -305,13 +307,12 @@ def is_done(job: Job, journal: Journal, args: argparse.Namespace) -> bool:
 def make(
     jobs: list[Job],
     args: argparse.Namespace,
-    kind: str,
     subjects: Subjects | None,
     journal: Journal,
     state: PartialState,
 ) -> None:
     """Make pictures and write each with its line."""
-    pipeline = load_pipeline(args, kind, state.device)
+    pipeline = load_pipeline(**pipeline_settings(args), device=state.device)
     with told_in_one_line("--lora", " ".join(args.lora)):
         load_loras(pipeline, args.lora, args.lora_scale or [1.0] * len(args.lora))
     side = (args.resolution, args.resolution) if args.resolution else None
@@ -321,7 +322,7 @@ def make(
         if args.scheduler:
             set_scheduler(pipeline, args.scheduler)
         sampler = Sampler(pipeline, sampling, subjects, state.device)
-        place(pipeline, args, state.device)
+        place(pipeline, state.device, args.cpu_offload)
         if state.is_main_process:
             tell_gamma(jobs[0].shot.gamma, pipeline, args.steps)
         for first in tqdm(
@@ -349,7 +350,7 @@ def tell_gamma(gamma: float | dict[str, float], pipeline: Any, steps: int | None
 def write_picture(job: Job, picture: Picture, args: argparse.Namespace) -> dict[str, Any]:
     """Write a picture with its parameters; return its line."""
     width, height = picture.image.size
-    record = {"image": job.name, **settings_of(job, args), "size": [width, height]}
+    record = {"image": job.name, **settings_of(job, args), "canvas": [width, height]}
     if picture.start:
         record["start"] = asdict(picture.start.layout)
         record["start_photos"] = [photo.image.name for photo in picture.start.photos]
@@ -368,7 +369,7 @@ def finished_picture(
     """Read a picture and lay out its start again."""
     start = None
     if subjects and "start" in record:
-        start = Stage(subjects, tuple(record["size"])).start(job.shot)
+        start = Stage(subjects, tuple(record["canvas"])).start(job.shot)
     with Image.open(folder / job.name) as image:
         return Picture(job.shot, image.convert("RGB"), start)
 

@@ -24,6 +24,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig
+from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import (
     ImageEncoderViT,
@@ -37,10 +39,18 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.trainers import UnigramTrainer
 from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessor,
@@ -49,6 +59,7 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 NUM_MERGES = 2000  # of CLIP's 48,894; common English words stay whole
 PROMPT_TOKENS = 77
@@ -239,6 +250,86 @@ def save_tiny_owlv2(folder: Path, grid: int = 1, seed: int = 0) -> Path:
     tokenizer.model_max_length = 16
     Owlv2Processor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
     return folder
+
+
+def save_tiny_dinov2(folder: Path, seed: int = 0) -> Path:
+    """Save a random DINOv2 that sees pictures at 28 px; its embeddings have 32 numbers.
+
+    Weights are drawn wide (0.3), so that two pictures' embeddings point different ways.
+    """
+    torch.manual_seed(seed)
+    config = Dinov2Config(
+        hidden_size=32,
+        mlp_ratio=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        initializer_range=0.3,
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    size, crop = {"shortest_edge": 32}, {"height": 28, "width": 28}
+    processor = BitImageProcessor(
+        size=size,
+        crop_size=crop,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
+    """Save a random CLIP, both towers, that sees pictures at 32 px."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    text = _clip_config(tokenizer)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH)
+    CLIPModel(config).save_pretrained(folder)
+    size, crop = {"shortest_edge": 32}, {"height": 32, "width": 32}
+    processor = CLIPImageProcessor(size=size, crop_size=crop)
+    CLIPProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_random_dreamsim(folder: Path, seed: int = 0) -> str:
+    """Save a random checkpoint of DreamSim's smallest type; return the type.
+
+    The package knows no smaller network than ViT-B/32. The file is small all the same (10 MB), as
+    every matrix is a view of the same random numbers.
+    """
+    from dreamsim.feature_extraction.vision_transformer import vit_base  # takes seconds
+
+    kind, width, rank = "clip_vitb32", 768, 2
+    generator = torch.Generator().manual_seed(seed)
+    numbers = 0.05 * torch.randn(4 * width * width, generator=generator)
+    vit = vit_base(patch_size=32)
+    vit.pos_drop = torch.nn.LayerNorm(width)  # CLIP's norm before the first block
+    weights = {"proj": numbers[: 512 * width].view(width, 512)}
+    for name, weight in vit.state_dict().items():
+        if weight.ndim > 1:
+            weights[name] = numbers[: weight.numel()].view(weight.shape)
+        else:
+            weights[name] = torch.full((1,), float(name.endswith("weight"))).expand(weight.shape)
+    torch.save({"state_dict": weights}, folder / f"{kind}_pretrain.pth.tar")
+    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=["qkv"], inference_mode=True)
+    lora.save_pretrained(folder / f"{kind}_single_lora")
+    adapter = {}
+    for i in range(len(vit.blocks)):
+        key = f"base_model.model.extractor_list.0.model.blocks.{i}.attn.qkv"
+        adapter[f"{key}.lora_A.weight"] = 0.05 * torch.randn(rank, width, generator=generator)
+        adapter[f"{key}.lora_B.weight"] = torch.randn(3 * width, rank, generator=generator)
+    save_file(adapter, folder / f"{kind}_single_lora" / "adapter_model.safetensors")
+    return kind
 
 
 def save_tiny_sam(path: Path, seed: int = 0) -> str:

@@ -44,57 +44,71 @@ def pipeline_complaints(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def pipeline_kind(args: argparse.Namespace) -> str:
-    """Return "sdxl" or "flux", whichever --pretrained_model_name_or_path is; loads no weights.
+def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `load_pipeline` takes, from the flags."""
+    return {
+        "base": args.pretrained_model_name_or_path,
+        "vae": args.pretrained_vae_model_name_or_path,
+        "dtype": args.dtype and DTYPES[args.dtype],
+        "revision": args.revision,
+        "variant": args.variant,
+        "cache_dir": args.cache_dir,
+    }
+
+
+def pipeline_kind(base: str, revision: str | None = None, cache_dir: str | None = None) -> str:
+    """Return "sdxl" or "flux", whichever a folder or hub id is; loads no weights.
 
     Raises:
         SetupError: it can't be reached, or is of another kind.
     """
-    base = args.pretrained_model_name_or_path
     with told_in_one_line(BASE_FLAG, base):
-        config = DiffusionPipeline.load_config(
-            base, revision=args.revision, cache_dir=args.cache_dir
-        )
+        config = DiffusionPipeline.load_config(base, revision=revision, cache_dir=cache_dir)
     name = config["_class_name"]
     if name not in KINDS:
         raise SetupError(f"{BASE_FLAG} {base}: a {name}; {' and '.join(KINDS)} are known here")
     return KINDS[name]
 
 
-def load_pipeline(args: argparse.Namespace, kind: str, device: torch.device) -> DiffusionPipeline:
-    """Load a pipeline as `add_pipeline_flags` describes it; `place` it before it is used.
+def load_pipeline(
+    base: str,
+    vae: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | None = None,
+) -> DiffusionPipeline:
+    """Load an SDXL or FLUX pipeline into host memory; see `place`.
 
     Args:
-        kind: see `pipeline_kind`.
+        base: folder or hub id.
+        vae: another VAE than the base's own.
+        device: where it is going to run.
+        dtype: None: float32 on a CPU, else float16 for SDXL and bfloat16 for FLUX.
 
     Raises:
         SetupError: it can't be loaded.
     """
-    dtype = torch.float32 if device.type == "cpu" else ON_GPU[kind]
-    if args.dtype:
-        dtype = DTYPES[args.dtype]
+    kind = pipeline_kind(base, revision, cache_dir)
+    if dtype is None:
+        dtype = torch.float32 if torch.device(device).type == "cpu" else ON_GPU[kind]
     parts: dict[str, Any] = {}
-    vae = args.pretrained_vae_model_name_or_path
     if vae:
         with told_in_one_line(VAE_FLAG, vae):
-            parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype, cache_dir=args.cache_dir)
-    base = args.pretrained_model_name_or_path
+            parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype, cache_dir=cache_dir)
+    hub = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
     with told_in_one_line(BASE_FLAG, base):
-        pipeline = DiffusionPipeline.from_pretrained(
-            base,
-            dtype=dtype,
-            revision=args.revision,
-            variant=args.variant,
-            cache_dir=args.cache_dir,
-            **parts,
-        )
+        pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **hub, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def place(pipeline: DiffusionPipeline, args: argparse.Namespace, device: torch.device) -> None:
-    """Put a pipeline on a device, as a whole or with --cpu_offload the part that is at work."""
-    if args.cpu_offload:
+def place(
+    pipeline: DiffusionPipeline, device: str | torch.device, cpu_offload: bool = False
+) -> None:
+    """Put a pipeline on a device: as a whole, or at any time only the part that is at work."""
+    if cpu_offload:
         pipeline.enable_model_cpu_offload(device=device)
     else:
         pipeline.to(device)

@@ -58,7 +58,10 @@ class Detector:
             self._model = AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise SegmentError(f"detector {checkpoint}: cannot be loaded ({reason})") from error
+            raise SegmentError(
+                f"detector {checkpoint}: cannot be loaded ({reason}); without a network, name a "
+                f"folder made elsewhere by `hf download {DETECTOR} --local-dir FOLDER`"
+            ) from error
         self._model.to(device).eval()
 
     @torch.no_grad()
@@ -153,6 +156,14 @@ class SamSegmenter:
         return masks[0].astype(bool)
 
 
+def differs_from_border(image: Image.Image) -> np.ndarray:
+    """Return where a picture differs from its border's median colour, (H, W) bool."""
+    pixels = np.asarray(image).astype(np.int16)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    difference = np.abs(pixels - np.median(border, axis=0).astype(np.int16))
+    return difference.sum(axis=2, dtype=np.int16) > BORDER_DIFFERENCE
+
+
 def foreground_segmenter(
     image: Image.Image, box: Box | None, points: Sequence[tuple[int, int]] = ()
 ) -> np.ndarray:
@@ -162,10 +173,7 @@ def foreground_segmenter(
     on; holes are filled.
     """
     region = box or Box(0, 0, image.width, image.height)
-    pixels = np.asarray(image.crop(region)).astype(np.int16)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    different = np.abs(pixels - np.median(border, axis=0)).sum(axis=2) > BORDER_DIFFERENCE
-    pieces, count = label(different)
+    pieces, count = label(differs_from_border(image.crop(region)))
     if points:
         chosen = {pieces[y - region.top, x - region.left] for x, y in points} - {0}
     else:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from notebooks import count_pictures, execute
 from PIL import Image
 from test_launch import LAUNCH, offline
 from training import EXAMPLE, reset_accelerate
 
 import inference
+from detect_and_compare import __main__ as metric
 from mudi.metadata import load_subjects
 from mudi.sampling import (
     Sampler,
@@ -249,3 +251,34 @@ def test_gamma_is_told_in_units_of_the_first_steps_signal(sdxl_backbone, flux_ba
     for steps, sigma in ((25, 11.7), (30, 11.5), (50, 13.1)):
         assert signal_unit(pipeline, steps) == pytest.approx(1 / sigma, rel=0.01)
     assert signal_unit(loaded(flux_backbone), 30) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "num_sheets"), [("inference_demo", 4), ("inference_demo_more_than_two", 3)]
+)
+def test_the_notebooks_run(backbone, monkeypatch, name, num_sheets):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = execute(
+        ROOT / f"{name}.ipynb",
+        BASE=repr(str(backbone.base)),
+        VAE="None",
+        LORAS="[]",
+        LORA_SCALES="[]",
+        DATA=repr(str(EXAMPLE)),
+        PROMPT=repr(PROMPT),
+        SEEDS="[0, 1]",
+        STEPS="1",
+        SIZE="(64, 64)",
+        DEVICE='"cpu"',
+    )
+    assert count_pictures(notebook) == num_sheets
+
+
+def test_detect_and_compare_scores_the_list_of_pictures(made, tmp_path):
+    words = ["--images", made / "pictures.jsonl", "--references", EXAMPLE, "--output", tmp_path]
+    words += ["--detector", "foreground", "--embedder", "colours", "--group_by", "gamma"]
+    reset_accelerate()
+    metric.main(metric.parse_args([str(word) for word in words]))
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [0, 1, 2]
+    assert (tmp_path / "report.html").is_file()

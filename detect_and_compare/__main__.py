@@ -1,0 +1,317 @@
+"""Score generated pictures by Detect-and-Compare.
+
+    python -m detect_and_compare --images output/pictures \
+        --references dataset/category/robot_and_teddy --queries a="robot" b="teddy bear" \
+        --detector owlv2 --embedder dreamsim dinov2 --output output/dnc
+
+    accelerate launch -m detect_and_compare ...   (split over all GPUs)
+
+--images is a folder, or a JSONL with an object a line: "image", a path relative to the JSONL;
+"prompt", for --text_fidelity; and any other keys, which go into the result. Writes scores.jsonl,
+summary.csv and report.html. A stopped run goes on with the same command.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from tqdm.auto import tqdm
+
+from detect_and_compare.detect import (
+    FOREGROUND,
+    OWLV2,
+    THRESHOLD,
+    ImageDetector,
+    load_detector,
+)
+from detect_and_compare.embed import DREAMSIM, POOLINGS, EmbedError, load_embedder
+from detect_and_compare.measure import BATCH_SIZE, Metric, Variant, read_ahead, score_batch
+from detect_and_compare.pictures import IMAGE, PROMPT, Picture, find_pictures, without_results
+from detect_and_compare.references import (
+    References,
+    ReferencesError,
+    default_query,
+    load_references,
+)
+from detect_and_compare.report import Report, write_report
+from detect_and_compare.results import Line, summarise, to_line, write_summary
+from detect_and_compare.score import Norm
+from detect_and_compare.text import ClipText
+from mudi.args import id_table
+from mudi.checks import refuse
+from mudi.files import write_text
+from mudi.images import ImageError
+from mudi.metadata import MetadataError
+from mudi.segment import SegmentError
+from mudi.work import Journal, join_processes, share
+
+SCORES, SUMMARY, REPORT, RUN = "scores.jsonl", "summary.csv", "report.html", "run.json"
+CACHE = "reference_embeddings"
+NORMS: dict[str, Norm] = {"2": 2, "fro": "fro"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m detect_and_compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--images", type=Path, required=True, help="folder or JSONL of the pictures to score")
+    flag(
+        "--references",
+        type=Path,
+        required=True,
+        help="folder with metadata.jsonl, or with a sub-folder of pictures a subject",
+    )
+    flag(
+        "--crop_references",
+        action="store_true",
+        help="cut them out by their masks; as published, they are embedded whole",
+    )
+    flag(
+        "--queries",
+        nargs="+",
+        default=[],
+        metavar="ID=NOUN",
+        help="what to look for; unset: the subject's name without its first word",
+    )
+    flag("--output", type=Path, required=True, help="folder for the results")
+    flag("--overwrite", action="store_true", help="drop an earlier run's scores in --output")
+    flag("--detector", default=OWLV2, help=f"{OWLV2} (default), {FOREGROUND}, or a checkpoint")
+    flag(
+        "--threshold", type=float, default=THRESHOLD, help=f"least confidence, 0 to 1 ({THRESHOLD})"
+    )
+    flag("--nms", type=float, metavar="IOU", help="drop boxes that overlap a better one by more")
+    flag(
+        "--embedder",
+        nargs="+",
+        default=["dreamsim"],
+        help="dreamsim (default), dinov2, clip, colours, or an AutoModel's folder or hub id",
+    )
+    flag("--pooling", choices=POOLINGS, help="of the embedders but dreamsim; unset: their own")
+    flag("--dtype", choices=DTYPES, default="float32", help="of the embedders (float32)")
+    flag("--cache_dir", type=Path, help="where embedders' checkpoints are kept or fetched to")
+    flag("--matching", choices=("greedy", "optimal"), default="greedy", help="greedy: as published")
+    flag("--norm", choices=NORMS, default="2", help="of S_DC - S_GT; 2, spectral: as published")
+    flag(
+        "--count_aware",
+        action="store_true",
+        help="a wrong number of boxes lowers the score in proportion instead of to 0",
+    )
+    flag(
+        "--text_fidelity",
+        metavar="CHECKPOINT",
+        help="also CLIP-T, by this CLIP, for pictures with a prompt",
+    )
+    flag("--batch_size", type=int, default=BATCH_SIZE, help=f"pictures at once ({BATCH_SIZE})")
+    flag("--group_by", metavar="KEY", help="a key of the JSONL: a summary for each of its values")
+    flag("--report_limit", type=int, default=500, help="pictures in the report, worst first (500)")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    problems: list[str] = []
+    references = read_references(args, problems)
+    queries = read_queries(args, references.names, problems)
+    pictures = find_pictures(args.images, problems)
+    settings = settings_of(args, references, queries)
+    problems += flag_complaints(args, pictures) + change_complaints(args, settings)
+    refuse(problems)
+
+    state = join_processes()
+    for subject, query in settings["queries"].items():
+        state.print(f'{subject}: looking for "{query}"')
+    with state.local_main_process_first():  # fetches what the others then find on the disk
+        detector, metrics, clip_text = load_models(args, queries, references, state.device)
+    expected = {metric.name: metric.expected for metric in metrics}
+    text_model = None if clip_text is None else clip_text.name
+    begin(args, {**settings, "measures": [*expected, text_model]}, state)
+
+    journal = Journal(args.output / SCORES, IMAGE, state)
+    todo = [picture for picture in pictures if not is_scored(picture, journal.done)]
+    score(share(todo, state), args.batch_size, detector, metrics, clip_text, journal, state)
+    lines = journal.finish([picture.name for picture in pictures])[: len(pictures)]
+    if not state.is_main_process:
+        return
+    summary = summarise(lines, list(expected), text_model, args.group_by)
+    write_summary(args.output / SUMMARY, summary, args.group_by)
+    report = Report(
+        lines=lines,
+        pictures={picture.name: picture for picture in pictures},
+        references=references,
+        expected=expected,
+        summary=summary,
+        queries=settings["queries"],
+        text_model=text_model,
+        group_by=args.group_by,
+        settings=settings,
+        limit=args.report_limit,
+    )
+    write_report(args.output / REPORT, report)
+    for row in summary:
+        print(row.told())
+    print(f"look at {args.output / REPORT}")
+
+
+def read_references(args: argparse.Namespace, problems: list[str]) -> References:
+    try:
+        return load_references(args.references, args.crop_references)
+    except (MetadataError, ReferencesError) as error:
+        problems += [f"--references {line}" for line in str(error).splitlines()]
+        return References({}, {})
+
+
+def read_queries(
+    args: argparse.Namespace, names: Mapping[str, str], problems: list[str]
+) -> dict[str, str]:
+    """Return what to look for, by subject."""
+    given = id_table(args.queries, "--queries", problems)
+    for subject in given:
+        if names and subject not in names:
+            problems.append(f"--queries {subject}: the subjects are {', '.join(names)}")
+    return {subject: given.get(subject) or default_query(name) for subject, name in names.items()}
+
+
+def settings_of(
+    args: argparse.Namespace, references: References, queries: dict[str, str]
+) -> dict[str, Any]:
+    """Return what the scores of a picture depend on."""
+    flags = (
+        "detector threshold nms embedder pooling dtype crop_references matching norm count_aware "
+        "text_fidelity"
+    ).split()
+    return {
+        **{name: getattr(args, name) for name in flags},
+        "queries": {} if args.detector == FOREGROUND else queries,
+        "references": references.digest,
+    }
+
+
+def flag_complaints(args: argparse.Namespace, pictures: Sequence[Picture]) -> list[str]:
+    found = []
+    for name in ("batch_size", "report_limit"):
+        if getattr(args, name) < 1:
+            found.append(f"--{name} {getattr(args, name)}: must be 1 or more")
+    for name in ("threshold", "nms"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            found.append(f"--{name} {value}: must be between 0 and 1")
+    if args.detector == FOREGROUND and (args.queries or args.nms is not None):
+        found.append(f"--detector {FOREGROUND} looks for no texts: drop --queries and --nms")
+    if args.output.exists() and not args.output.is_dir():
+        found.append(f"--output {args.output}: a file; name a folder")
+    lacking = [picture.name for picture in pictures if args.group_by not in picture.extra]
+    if args.group_by is not None and lacking:
+        found.append(f'--group_by {args.group_by}: "{lacking[0]}" has no such key in the JSONL')
+    if args.text_fidelity and not any(PROMPT in picture.extra for picture in pictures):
+        found.append(f'--text_fidelity: no picture has a "{PROMPT}"; give --images a JSONL')
+    return found
+
+
+def change_complaints(args: argparse.Namespace, settings: Mapping[str, Any]) -> list[str]:
+    """Complain about settings other than those of an earlier run into the same folder."""
+    path = args.output / RUN
+    if args.overwrite or not path.is_file():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key, value in settings.items() if earlier.get(key) != value]
+    if not changed:
+        return []
+    told = "; ".join(f"{key} {settings[key]}, then {earlier.get(key)}" for key in changed)
+    return [f"{path}: scored otherwise ({told}); --overwrite, or another --output"]
+
+
+def load_models(
+    args: argparse.Namespace,
+    queries: Mapping[str, str],
+    references: References,
+    device: torch.device,
+) -> tuple[ImageDetector, list[Metric], ClipText | None]:
+    variant = Variant(args.matching, NORMS[args.norm], args.count_aware)
+    cache = args.output / CACHE
+    dtype = DTYPES[args.dtype]
+    try:
+        detector = load_detector(
+            args.detector, list(queries.values()), args.threshold, args.nms, device
+        )
+        metrics = []
+        for name in args.embedder:
+            pooling = None if name.startswith(DREAMSIM) else args.pooling
+            embedder = load_embedder(name, device, dtype, pooling, cache_dir=args.cache_dir)
+            metrics.append(Metric(embedder, references.images, variant, cache))
+        clip_text = None
+        if args.text_fidelity:
+            clip_text = ClipText(args.text_fidelity, device, dtype, cache_dir=args.cache_dir)
+    except (SegmentError, EmbedError) as error:
+        refuse([str(error)])
+    return detector, metrics, clip_text
+
+
+def begin(args: argparse.Namespace, run: dict[str, Any], state: PartialState) -> None:
+    """Note what the scores depend on, now that the models' weights are known too."""
+    refuse(change_complaints(args, run))
+    if state.is_main_process:
+        if args.overwrite:
+            for path in args.output.glob(f"{SCORES}*"):
+                path.unlink()
+        write_text(args.output / RUN, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+    state.wait_for_everyone()
+
+
+def is_scored(picture: Picture, done: Mapping[str, Line]) -> bool:
+    """Say whether there are scores of the picture as it is now."""
+    return picture.name in done and without_results(done[picture.name]) == picture.stamp
+
+
+def score(
+    pictures: Sequence[Picture],
+    batch_size: int,
+    detector: ImageDetector,
+    metrics: Sequence[Metric],
+    clip_text: ClipText | None,
+    journal: Journal,
+    state: PartialState,
+) -> None:
+    """Score pictures, batch by batch, into the journal."""
+    batches = read_ahead([picture.path for picture in pictures], batch_size)
+    bar = tqdm(
+        total=len(pictures), unit="picture", disable=not (pictures and state.is_main_process)
+    )
+    for start, images in zip(range(0, len(pictures), batch_size), batches, strict=True):
+        batch = pictures[start : start + batch_size]
+        records = score_batch(images, detector, metrics)
+        fidelities = text_fidelities(clip_text, batch, images)
+        for picture, row, fidelity in zip(batch, records, fidelities, strict=True):
+            by_embedder = {metric.name: r for metric, r in zip(metrics, row, strict=True)}
+            journal.add(to_line(picture, by_embedder, fidelity))
+        bar.update(len(batch))
+    bar.close()
+
+
+def text_fidelities(
+    clip_text: ClipText | None,
+    pictures: Sequence[Picture],
+    images: Sequence[Image.Image | ImageError],
+) -> list[float | None]:
+    """Return each picture's CLIP-T; None where it can't be read or has no prompt."""
+    pairs = {
+        i: (image, str(picture.extra[PROMPT]))
+        for i, (picture, image) in enumerate(zip(pictures, images, strict=True))
+        if isinstance(image, Image.Image) and PROMPT in picture.extra
+    }
+    if clip_text is None or not pairs:
+        return [None] * len(pictures)
+    seen, prompts = zip(*pairs.values(), strict=True)
+    found = dict(zip(pairs, clip_text(seen, prompts).tolist(), strict=True))
+    return [found.get(i) for i in range(len(pictures))]
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,40 @@
+"""Boxes drawn into pictures, in the colours that stand for the subjects everywhere here."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from detect_and_compare.measure import Record
+
+# Okabe and Ito's, told apart by the colour-blind too; from the ninth subject on they recur.
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #b8860b #56b4e9 #7f3fbf #4d4d4d".split()
+EXTRA_COLOUR = "#8a929e"
+BADGE = 1 / 13  # of a picture's longest side: the square with the number in a box's corner
+
+
+def colour_of(subject: int) -> str:
+    """Return the colour of the subject of that index."""
+    return COLOURS[subject % len(COLOURS)]
+
+
+def annotated(image: Image.Image, record: Record) -> Image.Image:
+    """Return a copy with the record's boxes, numbered from 1 by subject; + is an extra one."""
+    drawn = image.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    side = BADGE * max(image.size)
+    font = ImageFont.load_default(size=0.8 * side)
+    for box, subject in zip(record.boxes, subjects_of_boxes(record), strict=True):
+        colour = EXTRA_COLOUR if subject is None else colour_of(subject)
+        corner = (box.left, box.top, box.left + side, box.top + side)
+        pen.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), outline=colour, width=2)
+        pen.rectangle(corner, fill=colour)
+        middle = (box.left + side / 2, box.top + side / 2)
+        label = "+" if subject is None else str(subject + 1)
+        pen.text(middle, label, fill="white", font=font, anchor="mm")
+    return drawn
+
+
+def subjects_of_boxes(record: Record) -> Sequence[int | None]:
+    """Return the index of the subject whose verdict is about each box, or None."""
+    matched = {verdict.detection: i for i, verdict in enumerate(record.verdicts.values())}
+    return [matched.get(i) for i in range(len(record.detections))]
