@@ -1,6 +1,9 @@
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from endpoint import Endpoint
 from helpers import NAMES, DataFolder
 from hypothesis import settings
 
@@ -55,3 +58,17 @@ def run_once(backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--num_validation_inference_steps 2 --validation_prompt dog --report_to tensorboard",
         "--dco_beta 1000",
     )
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    endpoint = Endpoint()
+    thread = threading.Thread(target=endpoint.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield endpoint
+    endpoint.closing.set()
+    endpoint.server.shutdown()
+    thread.join()
+    endpoint.server.server_close()

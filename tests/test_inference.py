@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from endpoint import completion
 from helpers import ROOT
 from notebooks import count_pictures, execute
 from PIL import Image
@@ -220,6 +221,20 @@ def test_a_layout_file_places_the_subjects(backbone, tmp_path, subjects):
     path.write_text(json.dumps({"boxes": {"olis robot": [0, 0, 1, 1]}}))
     with pytest.raises(SystemExit, match=r"layout.json: .*hta teddy bear"):
         run(backbone, tmp_path / "other", "--layout", str(path))
+
+
+def test_a_chat_models_layout_is_asked_for_once(sdxl_backbone, tmp_path, endpoint):
+    answer = "Sure! " + json.dumps({"boxes": BOXES, "front_to_back": list(BOXES)})
+    endpoint.replies = [(200, completion("no idea")), (200, completion(answer))]
+    more = ["--layout", "llm", "--llm_url", endpoint.url, "--llm_model", "any"]
+    run(sdxl_backbone, tmp_path, *more)
+    assert len(endpoint.questions) == 2 and PROMPT in endpoint.questions[0]
+    line = json.loads((tmp_path / "pictures.jsonl").read_text().splitlines()[2])
+    assert line["start"]["boxes"] == list(BOXES.values())
+    run(sdxl_backbone, tmp_path, *more)  # and kept: the endpoint has no third reply
+    with pytest.raises(SystemExit, match=r"--layout llm: .*no connection"):
+        more[3] = "http://127.0.0.1:9/v1"
+        run(sdxl_backbone, tmp_path / "other", *more)
 
 
 def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, monkeypatch):
