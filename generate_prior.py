@@ -214,12 +214,12 @@ def make(
     state: PartialState,
 ) -> None:
     """Draw pictures until each has one object, and write them with their masks."""
+    cut = masker(args, state.device) if args.gen_mask else None
     settings = pipeline_settings(args)
     if pipeline_kind(settings["base"], args.revision, args.cache_dir) != "sdxl":
         raise SetupError(f"{settings['base']}: not an SDXL model, which class pictures are made by")
     pipeline = load_pipeline(**settings, device=state.device)
     place(pipeline, state.device, args.cpu_offload)
-    cut = masker(args, state.device) if args.gen_mask else None
     waiting = deque(jobs)
     with tqdm(total=len(jobs), desc="pictures", disable=not state.is_main_process) as bar:
         while waiting:

@@ -109,6 +109,8 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     with checks.told_in_one_line(base_flag, base):
         unet = sdxl.load_unet(base, dtype, **hub).to(device)
     lora.add_lora(unet, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
+    adapted = {"unet": unet, **encoders}
+    lora.resume_lora(args.resume_lora, adapted)
     runtime.save_memory(args, unet, encoders)
     denoiser = sdxl.Denoiser(unet, encode, encoders)
     sample = None
@@ -117,7 +119,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
         steps = args.num_validation_inference_steps
         settings = (args.validation_prompt, args.resolution, steps)
         sample = partial(sdxl.sample_image, pipeline, encode, *settings)
-    return Models(denoiser, vae, schedule, {"unet": unet, **encoders}, sample)
+    return Models(denoiser, vae, schedule, adapted, sample)
 
 
 def train(

@@ -127,6 +127,8 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     if args.quantize_base != "nf4":  # bitsandbytes has put it on the GPU already
         transformer.to(device)
     lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
+    adapted = {"transformer": transformer, **encoders}
+    lora.resume_lora(args.resume_lora, adapted)
     runtime.save_memory(args, transformer, encoders)
     denoiser = flux.Denoiser(transformer, encode, encoders, args.guidance_scale)
     sample = None
@@ -136,7 +138,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
         sample = partial(
             flux.sample_image, FluxPipeline(**parts), encode, *settings, SAMPLER_GUIDANCE
         )
-    return Models(denoiser, vae, schedule, {"transformer": transformer, **encoders}, sample)
+    return Models(denoiser, vae, schedule, adapted, sample)
 
 
 def train(

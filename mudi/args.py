@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
+MIXES = ("segmix", "cutmix")
 TRACKERS = ("tensorboard", "wandb")
 PRIOR_POINTER = (
     "training does not sample class pictures; make them once with "
@@ -70,6 +71,12 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rank", type=int, default=4, help="rank of the LoRA; alpha is the same")
     group.add_argument("--use_dora", action="store_true", help="train a DoRA, not a plain LoRA")
     group.add_argument(
+        "--resume_lora",
+        metavar="FILE",
+        help="start from this LoRA (a file, or a run's folder; several in one: python -m "
+        "mudi.merge_lora) with a new optimizer; a checkpoint of --resume_from_checkpoint wins",
+    )
+    group.add_argument(
         "--train_text_encoder", action="store_true", help="adapt the text encoder(s) as well"
     )
     group.add_argument(
@@ -112,6 +119,14 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_segmix_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Seg-Mix")
+    group.add_argument(
+        "--mix",
+        choices=MIXES,
+        default="segmix",
+        help="what a collage is: subjects cut out on a plain background, or, the baseline, two "
+        "whole photos side by side (Cut-Mix; pictures then want the negative prompt "
+        "mudi.segmix.CUTMIX_NEGATIVE_PROMPT)",
+    )
     group.add_argument(
         "--segmix_prob",
         type=float,

@@ -19,6 +19,7 @@ from typing import Any
 from mudi import segmix
 from mudi.args import NO_DATASETS, PRIOR_POINTER, TRACKERS, subject_scales, trackers
 from mudi.checkpoints import resolve_resume
+from mudi.lora_files import LoraFileError, outline
 from mudi.metadata import MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
 
@@ -54,6 +55,7 @@ def check_args(args: argparse.Namespace, family: str = "", multiple_of: int = 8)
         *args.refused,
         *_number_complaints(args),
         *_model_complaints(args, family),
+        *_start_complaints(args, family),
         *_data_complaints(args, multiple_of),
         *_optimizer_complaints(args),
         *_output_complaints(args),
@@ -111,6 +113,34 @@ def _model_complaints(args: argparse.Namespace, family: str) -> list[str]:
     return []
 
 
+def _start_complaints(args: argparse.Namespace, family: str) -> list[str]:
+    """Complain about a --resume_lora that does not fit the adapters that the flags ask for."""
+    if args.resume_lora is None:
+        return []
+    try:
+        start = outline(Path(args.resume_lora))
+    except LoraFileError as error:
+        return [f"--resume_lora {error}"]
+    told = f"--resume_lora {start.file}"
+    if start.family != family:
+        return [f"{told}: a {start.family} LoRA; this script trains {family} models"]
+    found = []
+    if len(start.ranks) > 1:
+        ranks = ", ".join(map(str, start.ranks))
+        found.append(f"{told}: its layers have ranks {ranks}; python -m mudi.merge_lora makes one")
+    elif start.ranks != (args.rank,):
+        found.append(f"{told}: its rank is {start.ranks[0]}; pass --rank {start.ranks[0]}")
+    for flag, has, what in (
+        ("use_dora", start.is_dora, "DoRA magnitudes"),
+        ("train_text_encoder", len(start.parts) > 1, "text encoder weights"),
+    ):
+        if has and not getattr(args, flag):
+            found.append(f"{told}: has {what}; pass --{flag}")
+        if getattr(args, flag) and not has:
+            found.append(f"{told}: has no {what}; leave --{flag} out")
+    return found
+
+
 def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
     """Complain about a local path that is no model folder; a hub id is left to the hub.
 
@@ -140,6 +170,10 @@ def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
         found.append(f"--with_prior_preservation needs --class_data_dir: {PRIOR_POINTER}")
     if args.relative_scale and args.subject_scales:
         found.append("--relative_scale and --subject_scales say the same thing: give one")
+    if args.mix == "cutmix" and args.segmix_num_subjects != segmix.CUTMIX_SUBJECTS:
+        found.append("--mix cutmix joins two photos: leave --segmix_num_subjects out")
+    if args.mix == "cutmix" and (args.relative_scale or args.subject_scales):
+        found.append("--mix cutmix takes photos as they are: no --relative_scale, --subject_scales")
     return found
 
 

@@ -43,6 +43,7 @@ class SampleOptions:
         center_crop: crop photos in the middle instead of at random.
         random_flip: mirror every other photo; in a collage every cut-out by its own coin.
         num_crops: evenly spread crop positions a photo; None: any pixel.
+        mix: what a collage is, one of mudi.args.MIXES.
     """
 
     resolution: int
@@ -54,6 +55,7 @@ class SampleOptions:
     center_crop: bool = False
     random_flip: bool = False
     num_crops: int | None = None
+    mix: str = "segmix"
 
 
 class Draw(NamedTuple):
@@ -134,6 +136,8 @@ class SegMixDataset(Dataset):
         self.subjects = subjects
         self.options = options
         self.prior = prior
+        self._cut_mix = options.mix == "cutmix"
+        self._style = segmix.cutmix_style(options.style) if self._cut_mix else options.style
         self._by_subject = {s: subjects.photos_of(s) for s in subjects.names}
         self._prior_names = prior.names if prior else {}
         self._prior_by_subject = {s: prior.photos_of(s) for s in prior.names} if prior else {}
@@ -158,13 +162,13 @@ class SegMixDataset(Dataset):
         found = [photo.caption for photo in self.subjects.photos]
         mixing = opt.segmix_prob > 0
         if mixing:
-            found += _collage_prompts(self.subjects.names, opt.num_subjects, opt.style)
+            found += _collage_prompts(self.subjects.names, opt.num_subjects, self._style)
         if self.prior:
             found += [photo.caption for photo in self.prior.photos]
         if self.prior and mixing:
             names = self._prior_names
             same = {f"{key} again": name for key, name in names.items()} if len(names) == 1 else {}
-            found += _collage_prompts({**names, **same}, PRIOR_SUBJECTS, opt.style)
+            found += _collage_prompts({**names, **same}, PRIOR_SUBJECTS, self._style)
         return list(dict.fromkeys(found))
 
     def _single(self, photo: Photo, rng: random.Random) -> Sample:
@@ -214,9 +218,12 @@ class SegMixDataset(Dataset):
         cutouts = [self._cutout(photo.image, photo.mask) for photo in photos]
         if opt.random_flip:
             cutouts = [segmix.flip(c) if rng.random() < 0.5 else c for c in cutouts]
-        collage = segmix.compose(cutouts, opt.resolution, opt.style, rng, scales, shared_top)
+        if self._cut_mix:
+            collage = segmix.compose_cutmix(cutouts, rng)
+        else:
+            collage = segmix.compose(cutouts, opt.resolution, opt.style, rng, scales, shared_top)
         prompt = segmix.collage_prompt(
-            opt.style, [names[photo.subject] for photo in photos], collage.background
+            self._style, [names[photo.subject] for photo in photos], collage.background
         )
         conditioning = Conditioning(opt.resolution, opt.resolution, 0, 0)
         return Sample(np.array(collage.image), collage.mask, prompt, conditioning, key=None)
@@ -231,7 +238,10 @@ class SegMixDataset(Dataset):
 
     @cachedmethod(lambda self: self._cutouts)
     def _cutout(self, image: Path, mask: Path) -> Cutout:
-        cutout = segmix.cut_out(load_rgb(image), load_mask(mask))
+        photo, where = load_rgb(image), load_mask(mask)
+        if self._cut_mix:
+            return segmix.cover_half(photo, where, self.options.resolution)
+        cutout = segmix.cut_out(photo, where)
         return segmix.reduce_to_canvas(cutout, self.options.resolution, self.options.style)
 
 

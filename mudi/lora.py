@@ -1,6 +1,6 @@
 """LoRA adapters: attach, switch off, save, load; in diffusers' key names and in kohya's."""
 
-import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,21 +8,18 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import (
-    convert_state_dict_to_diffusers,
-    convert_state_dict_to_peft,
-    convert_unet_state_dict_to_peft,
-)
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mudi.checks import SetupError
 from mudi.files import replace_file
+from mudi.lora_files import WEIGHTS_NAME, outline, read_header, split_key
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 KOHYA_WEIGHTS_NAME = "pytorch_lora_weights_kohya.safetensors"
 ADAPTER = "default"  # the name under which diffusers' trainers save and load
 
@@ -112,40 +109,105 @@ def save_lora(
         bad = [key for key, value in _peft_state(model).items() if not value.isfinite().all()]
         if bad:
             raise ValueError(f"the {name} adapter is broken, {bad[0]} is not finite; not saved")
-    layers = {
-        f"{name}_lora_layers": _as_saved(name, model, dtype) for name, model in models.items()
-    }
-    headers = {
-        f"{name}_lora_adapter_metadata": model.peft_config[ADAPTER].to_dict()
+    states = {
+        name: {key: value.to(dtype) for key, value in _peft_state(model).items()}
         for name, model in models.items()
+    }
+    configs = {name: model.peft_config[ADAPTER] for name, model in models.items()}
+    return write_lora(folder / WEIGHTS_NAME, pipeline_class, states, configs)
+
+
+def write_lora(
+    file: Path,
+    pipeline_class: Any,
+    states: Mapping[str, dict[str, Tensor]],
+    configs: Mapping[str, LoraConfig],
+) -> Path:
+    """Write a LoRA file, complete or not at all.
+
+    Args:
+        pipeline_class: knows the file's layout.
+        states: weights in PEFT's names, by part.
+        configs: what the header is to say, by part.
+    """
+    layers = {f"{name}_lora_layers": _as_saved(name, state) for name, state in states.items()}
+    headers = {
+        f"{name}_lora_adapter_metadata": config.to_dict() for name, config in configs.items()
     }
 
     def write(path: Path) -> None:
         pipeline_class.save_lora_weights(path.parent, weight_name=path.name, **layers, **headers)
 
-    return replace_file(folder / WEIGHTS_NAME, write)
+    return replace_file(file, write)
+
+
+def read_lora(file: Path) -> dict[str, dict[str, Tensor]]:
+    """Return a LoRA file's weights by part, in PEFT's names and in float32.
+
+    Every B is multiplied by the scale that the file gives its layer, so that the effect is B @ A.
+
+    Raises:
+        LoraFileError: a key is not one of diffusers'.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(file).items():
+        part, layer, tensor = split_key(file, key)
+        parts.setdefault(part, {})[f"{layer}.{tensor}"] = value.float()
+    header = read_header(file)
+    for part, state in parts.items():
+        prefix = f"{part}."
+        settings = {k.removeprefix(prefix): v for k, v in header.items() if k.startswith(prefix)}
+        alphas = {key: state.pop(key).item() for key in list(state) if key.endswith(".alpha")}
+        for key in state:
+            if key.endswith(".lora_B.weight"):
+                layer, rank = key.removesuffix(".lora_B.weight"), state[key].shape[1]
+                state[key] *= _scale(layer, rank, alphas.get(f"{layer}.alpha"), settings)
+    return parts
+
+
+def _scale(layer: str, rank: int, alpha: float | None, settings: dict[str, Any]) -> float:
+    """Return what PEFT multiplies B @ A by.
+
+    Args:
+        alpha: the layer's own; None: the header's, or where that has none, the rank.
+        settings: the header's, of the layer's part.
+    """
+    if alpha is None:
+        pattern = settings.get("alpha_pattern") or {}
+        alpha = pattern.get(get_pattern_key(pattern, layer), settings.get("lora_alpha", rank))
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def load_lora(file: Path, models: Mapping[str, Any]) -> None:
-    """Load a file written by `save_lora` into models that have adapters of the same shape.
+    """Load a LoRA file's effect into models that `add_lora` gave adapters of the same shape.
 
     Raises:
         ValueError: the file's weights are not, name by name and shape by shape, the models'.
     """
-    state = load_file(file)
+    parts = read_lora(file)
     for name, model in models.items():
-        prefix = f"{name}."
-        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        is_text_encoder = name.startswith("text_encoder")
-        to_peft = convert_state_dict_to_peft if is_text_encoder else convert_unet_state_dict_to_peft
-        part = to_peft(part) if part else {}
+        state = parts.get(name, {})
         own = {key: value.shape for key, value in _peft_state(model).items()}
-        if own != {key: value.shape for key, value in part.items()}:
+        if own != {key: value.shape for key, value in state.items()}:
             raise ValueError(
                 f"{file}: its {name} weights do not fit this run's adapter; "
                 "same --rank, --use_dora, --train_text_encoder and base model as then?"
             )
-        set_peft_model_state_dict(model, part, adapter_name=ADAPTER)
+        set_peft_model_state_dict(model, state, adapter_name=ADAPTER)
+
+
+def resume_lora(path: str | None, models: Mapping[str, Any]) -> None:
+    """Give fresh adapters the start that --resume_lora names; None leaves them as they are.
+
+    Raises:
+        SetupError: the LoRA does not fit the models.
+    """
+    if path is None:
+        return
+    try:
+        load_lora(outline(Path(path)).file, models)
+    except ValueError as error:
+        raise SetupError(f"--resume_lora {error}") from error
 
 
 def save_kohya(folder: Path, models: Mapping[str, Any]) -> Path:
@@ -166,16 +228,9 @@ def save_kohya(folder: Path, models: Mapping[str, Any]) -> Path:
     )
 
 
-def read_header(file: Path) -> dict[str, Any]:
-    """Return the adapter settings in a LoRA file's header, as {"unet.r": 32, …}."""
-    with safe_open(file, framework="pt") as opened:
-        return json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
-
-
-def _as_saved(name: str, model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights under the key names that diffusers' own trainers give this part."""
-    state = {key: value.to(dtype) for key, value in _peft_state(model).items()}
-    return state if name == "transformer" else convert_state_dict_to_diffusers(state)
+def _as_saved(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under the key names that diffusers' own trainers give this part."""
+    return state if part == "transformer" else convert_state_dict_to_diffusers(state)
 
 
 def _peft_state(model: Any) -> dict[str, Tensor]:

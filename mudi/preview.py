@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import binary_erosion
 
-from mudi.args import subject_scales
+from mudi.args import MIXES, subject_scales
 from mudi.checks import refuse
 from mudi.data import Draw, SampleOptions, SegMixDataset
 from mudi.files import write_image
@@ -42,6 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_collages", type=int, default=12, help="tiles on the sheet")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other collages")
     parser.add_argument("--caption_column", default="text", help="key of the captions")
+    parser.add_argument("--mix", choices=MIXES, default="segmix", help="as in training")
     parser.add_argument("--segmix_num_subjects", type=int, default=2, help="subjects a collage")
     parser.add_argument("--relative_scale", type=float, default=0.0, help="as in training")
     parser.add_argument("--subject_scales", nargs="+", metavar="ID=SCALE", help="as in training")
@@ -66,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
         num_subjects=args.segmix_num_subjects,
         scales=scales,
         random_flip=args.random_flip,
+        mix=args.mix,
     )
     sheet = collage_sheet(SegMixDataset(subjects, options), args.num_collages, args.seed)
     write_image(args.output, sheet)

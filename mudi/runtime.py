@@ -258,6 +258,7 @@ def sample_options(
         center_crop=args.center_crop,
         random_flip=args.random_flip,
         num_crops=CACHED_CROPS if args.cache_latents else None,
+        mix=args.mix,
     )
 
 

@@ -1,12 +1,14 @@
 """Seg-Mix: cut subjects out of their photos and compose them into collages (MuDI, section 4.1).
 
+Cut-Mix, the baseline that it is compared with, sets whole photos side by side.
+
 Pure functions: randomness comes in as a `random.Random`, files and models stay out. All lengths
 are pixels; a style's margins are given at its reference size and scale with the canvas.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -58,9 +60,18 @@ FLUX_STYLE = SegMixStyle(
 )
 
 
+# Cut-Mix's prompts name its stitched look, so that a picture can be asked for without it.
+CUTMIX_NEGATIVE_PROMPT = "split image, left and right halves"
+CUTMIX_TEMPLATE = f"a photo of {{subjects}}, {CUTMIX_NEGATIVE_PROMPT}."
+CUTMIX_SUBJECTS = 2
+
+
 @dataclass(frozen=True)
 class Cutout:
-    """A subject cropped to its mask: image PIL RGB, mask (H, W) bool of the same size."""
+    """A subject cropped to its mask: image PIL RGB, mask (H, W) bool of the same size.
+
+    For Cut-Mix, half a canvas of its photo; see `cover_half`.
+    """
 
     image: Image.Image
     mask: np.ndarray
@@ -83,7 +94,7 @@ class Collage:
         mask: (size, size) bool, True where a subject was painted.
         boxes: where each cut-out was placed, in the order the cut-outs were given.
         front_to_back: indices into the cut-outs; the first hides the others.
-        background: "white" or "black".
+        background: "white" or "black"; "" where no plain one is seen (Cut-Mix).
     """
 
     image: Image.Image
@@ -205,11 +216,69 @@ def compose(
     return Collage(image, mask, boxes, front_to_back, background)
 
 
+def cutmix_style(style: SegMixStyle) -> SegMixStyle:
+    """Return the style with Cut-Mix's prompt; its other values are for cut-outs."""
+    return replace(style, template=CUTMIX_TEMPLATE)
+
+
+def cover_half(image: Image.Image, mask: np.ndarray, size: int) -> Cutout:
+    """Scale a photo until it covers half a canvas, size/2 wide and size high, and crop it to that.
+
+    The crop has the subject's box in its middle, as far as the photo reaches.
+
+    Args:
+        image: PIL RGB.
+        mask: (H, W) bool, the subject's.
+        size: side of the canvas (px), even.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    width = size // 2
+    scale = max(width / image.width, size / image.height)
+    photo = resize(Cutout(image, mask), scale, Image.Resampling.LANCZOS)
+    box = tight_box(mask)
+    left = _cropped_to((box.left + box.right) / 2 * scale, width, photo.width)
+    top = _cropped_to((box.top + box.bottom) / 2 * scale, size, photo.height)
+    crop = Box(left, top, left + width, top + size)
+    return Cutout(photo.image.crop(crop), photo.mask[top : top + size, left : left + width])
+
+
+def _cropped_to(centre: float, length: int, full: int) -> int:
+    """Return where a crop of that length begins, its middle as near to centre as can be."""
+    return min(max(round(centre - length / 2), 0), full - length)
+
+
+def compose_cutmix(halves: Sequence[Cutout], rng: random.Random) -> Collage:
+    """Set two halves of `cover_half` side by side; a fair coin decides who is left.
+
+    The collage's mask is the union of the subjects' masks, as in Seg-Mix.
+
+    Raises:
+        ValueError: there are not two.
+    """
+    if len(halves) != CUTMIX_SUBJECTS:
+        raise ValueError(f"Cut-Mix joins {CUTMIX_SUBJECTS} photos, got {len(halves)}")
+    columns = rng.sample(range(CUTMIX_SUBJECTS), CUTMIX_SUBJECTS)
+    width, size = halves[0].image.size
+    image = Image.new("RGB", (2 * width, size))
+    mask = np.zeros((size, 2 * width), dtype=bool)
+    boxes = [Box(column * width, 0, (column + 1) * width, size) for column in columns]
+    for half, box in zip(halves, boxes, strict=True):
+        image.paste(half.image, box)
+        mask[:, box.left : box.right] = half.mask
+    return Collage(image, mask, boxes, [0, 1], background="")
+
+
 def collage_prompt(style: SegMixStyle, names: Sequence[str], background: str = "white") -> str:
     """Fill the style's template; names[0] is the subject of the drawn photo (Seg-Mix, step 6)."""
+    return style.template.format(subjects=listed(names), background=background)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return "a X, a Y and a Z" for two names or more."""
     parts = [f"a {name}" for name in names]
-    subjects = f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return style.template.format(subjects=subjects, background=background)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def backgrounds(style: SegMixStyle) -> list[str]:
