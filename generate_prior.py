@@ -1,4 +1,4 @@
-"""Make a prior set: class pictures by SDXL, their masks, and class_metadata.jsonl.
+r"""Make a prior set: class pictures by SDXL, their masks, and class_metadata.jsonl.
 
     python generate_prior.py --gen_class "corgi" --gen_mask
     accelerate launch generate_prior.py --gen_class a="action figure" b="corgi" --gen_mask \
@@ -6,15 +6,18 @@
 
 A picture counts when exactly one object of its class is found in it; otherwise it is drawn anew, up
 to --tries times. Every picture's noise follows from --seed, its class, its number and the try
-alone: a stopped run goes on with the same command and gives the same pictures. A second run into
-the same --out_dir with another --id adds its class.
+alone: a stopped run goes on with the same command and gives the same pictures; one that you delete
+is drawn anew by its next try. Another --id in the same --out_dir adds its class.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import random
+import re
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +30,9 @@ from tqdm.auto import tqdm
 
 from mudi import segment
 from mudi.args import id_table
-from mudi.checks import PRIOR_FILENAME, SetupError, refuse
+from mudi.checks import SetupError, refuse
 from mudi.files import write_image
 from mudi.masking import MASK_PREFIX, add_masking_flags, is_plausible, load_models, write_mask
-from mudi.metadata import MetadataError, load_subjects, read_records, write_records
 from mudi.pipelines import (
     SDXL_BASE,
     add_pipeline_flags,
@@ -40,13 +42,18 @@ from mudi.pipelines import (
     pipeline_settings,
     place,
 )
+from mudi.prior import class_lines, is_done, read_listed, write_class_metadata
 from mudi.work import Journal, join_processes, share
 
 DEFAULT_ID = "a"  # its files keep the original's names, img_<i>.png and mask_<i>.png
 LOG = "prior_log.jsonl"
+SETTINGS = (  # with the query, what a try follows from
+    "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype prompt "
+    "negative_prompt num_inference_steps guidance_scale resolution seed detector threshold "
+    "segmenter sam_checkpoint sam_type"
+).split()
 PROMPT = "a photo of a {}, simple background, full body view, centered, sharp focus"
 NEGATIVE_PROMPT = "cropped, close-up, several objects, crowd, text, watermark, blurry, deformed"
-CAPTION = "A photo of a {}, simple background."
 GENERATED_THRESHOLD = 0.4  # MuDI's, for generated pictures
 
 
@@ -74,7 +81,7 @@ class Job:
 
     def generator(self, seed: int) -> torch.Generator:
         """Return the noise of this try; on the CPU, so that every device draws the same."""
-        name = f"prior {seed} {self.noun} {self.index} {len(self.objects)}"
+        name = f"prior {seed} {self.subject} {self.noun} {self.index} {len(self.objects)}"
         return torch.Generator().manual_seed(random.Random(name).getrandbits(63))
 
 
@@ -105,21 +112,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    problems = pipeline_complaints(args)
+    problems = [*pipeline_complaints(args), *number_complaints(args)]
     classes = read_classes(args, problems)
     queries = read_queries(args, classes, problems)
     out_dir = args.out_dir or Path("dataset/prior") / "_and_".join(
         noun.replace(" ", "_") for noun in classes.values()
     )
     mask_dir = args.mask_dir or out_dir
-    if not mask_dir.absolute().is_relative_to(out_dir.absolute()):
+    if not mask_dir.resolve().is_relative_to(out_dir.resolve()):
         problems.append(f"--mask_dir {mask_dir}: must lie in {out_dir}, which its file names")
-    for name in ("num_images", "tries", "batch_size", "num_inference_steps"):
-        if getattr(args, name) < 1:
-            problems.append(f"--{name} {getattr(args, name)}: must be 1 or more")
-    if "{}" not in args.prompt:
-        problems.append(f'--prompt "{args.prompt}": write {{}} where the class goes')
-    listed = read_listed(out_dir / PRIOR_FILENAME, classes, problems)
+    listed = read_listed(out_dir, classes, problems)
     refuse(problems)
 
     state = join_processes()
@@ -130,26 +132,49 @@ def main(args: argparse.Namespace) -> None:
         for index in range(args.num_images)
     ]
     check_log(jobs, journal, out_dir)
-    todo = [
-        job
-        for job in jobs
-        if not is_done(journal.done.get(job.image_name, {}), out_dir, args.gen_mask)
-    ]
+    todo = unfinished(jobs, journal, args, out_dir)
     if todo:
         make(share(todo, state), args, out_dir, mask_dir, journal, state)
-    records = journal.finish([job.image_name for job in jobs])
+    names = [job.image_name for job in jobs]
+    records = journal.finish(names)
     if state.is_main_process:
-        finish(args, out_dir, classes, listed, records)
+        finish(args, out_dir, classes, listed, records, names)
+
+
+def number_complaints(args: argparse.Namespace) -> list[str]:
+    """Complain about values that can't be meant."""
+    found = [
+        f"--{name} {getattr(args, name)}: must be 1 or more"
+        for name in ("num_images", "tries", "batch_size", "num_inference_steps")
+        if getattr(args, name) < 1
+    ]
+    if args.resolution and args.resolution % 8:
+        found.append(f"--resolution {args.resolution}: must be a multiple of 8")
+    if "{}" not in args.prompt:
+        found.append(f'--prompt "{args.prompt}": write {{}} where the class goes')
+    return found
 
 
 def read_classes(args: argparse.Namespace, problems: list[str]) -> dict[str, str]:
     """Return the class noun of every id that --gen_class and --id name."""
     words = args.gen_class
     if len(words) == 1 and "=" not in words[0]:
-        return {args.id or DEFAULT_ID: words[0]}
-    if args.id:
+        words = [f"{args.id or DEFAULT_ID}={words[0]}"]
+    elif args.id:
         problems.append("--id goes with one class; --gen_class names the ids itself")
-    return id_table(words, "--gen_class", problems)
+    classes = id_table(words, "--gen_class", problems)
+    problems += [
+        f'id "{subject}": letters, digits, "_" and "-" only, as files are named after it'
+        for subject in classes
+        if not re.fullmatch(r"[\w-]+", subject)
+    ]
+    return classes
+
+
+def settings_of(job: Job, args: argparse.Namespace) -> str:
+    """Return a short name for what a picture's tries follow from."""
+    settings = {name: str(getattr(args, name)) for name in SETTINGS} | {"query": job.query}
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
 def read_queries(
@@ -162,26 +187,6 @@ def read_queries(
     table = id_table(words, "--owl_query", problems)
     problems += [f"--owl_query: no class with id {name}" for name in table if name not in classes]
     return classes | table
-
-
-def read_listed(path: Path, classes: dict[str, str], problems: list[str]) -> list[dict]:
-    """Return the lines of an earlier class_metadata.jsonl, the names of its classes first."""
-    try:
-        records = read_records(path) or [{"id": {}}]
-    except MetadataError as error:
-        problems += error.problems
-        return []
-    names = records[0].get("id")
-    if not isinstance(names, dict):
-        problems.append(f"{path}:1: the first line must name the classes; mend or remove the file")
-        return []
-    for subject in names.keys() & classes.keys():
-        if names[subject] != classes[subject]:
-            problems.append(
-                f'{path}:1: "{subject}" is a {names[subject]}, not a {classes[subject]}; '
-                "take another --out_dir or --id"
-            )
-    return records
 
 
 def check_log(jobs: list[Job], journal: Journal, out_dir: Path) -> None:
@@ -199,10 +204,23 @@ def check_log(jobs: list[Job], journal: Journal, out_dir: Path) -> None:
             )
 
 
-def is_done(record: dict, out_dir: Path, with_mask: bool) -> bool:
-    """Say whether a noted picture is there, and its mask if one is wanted."""
-    keys = ("file_name", "mask_path") if with_mask else ("file_name",)
-    return all(key in record and (out_dir / record[key]).is_file() for key in keys)
+def unfinished(
+    jobs: list[Job], journal: Journal, args: argparse.Namespace, out_dir: Path
+) -> list[Job]:
+    """Return the jobs without a picture that have tries left.
+
+    What earlier runs with the same settings tried in vain counts; with others it starts anew.
+    """
+    todo = []
+    for job in jobs:
+        record = journal.done.get(job.image_name, {})
+        if is_done(record, out_dir, args.gen_mask):
+            continue
+        if record.get("settings") == settings_of(job, args):
+            job = replace(job, objects=tuple(record.get("objects", ())))
+        if len(job.objects) < args.tries:
+            todo.append(job)
+    return todo
 
 
 def make(
@@ -214,11 +232,13 @@ def make(
     state: PartialState,
 ) -> None:
     """Draw pictures until each has one object, and write them with their masks."""
-    cut = masker(args, state.device) if args.gen_mask else None
+    queries = {job.query for job in jobs}
+    cut = masker(args, queries, state.device) if args.gen_mask else None
     settings = pipeline_settings(args)
     if pipeline_kind(settings["base"], args.revision, args.cache_dir) != "sdxl":
         raise SetupError(f"{settings['base']}: not an SDXL model, which class pictures are made by")
     pipeline = load_pipeline(**settings, device=state.device)
+    pipeline.vae.enable_slicing()  # SDXL's own decodes in float32: a picture at a time
     place(pipeline, state.device, args.cpu_offload)
     waiting = deque(jobs)
     with tqdm(total=len(jobs), desc="pictures", disable=not state.is_main_process) as bar:
@@ -232,7 +252,8 @@ def make(
                 if cut is not None and mask is None and len(job.objects) < args.tries:
                     waiting.append(job)
                     continue
-                journal.add(write_picture(job, image, mask, out_dir, mask_dir))
+                record = write_picture(job, image, mask, out_dir, mask_dir)
+                journal.add({**record, "settings": settings_of(job, args)})
                 bar.update()
 
 
@@ -259,7 +280,7 @@ def draw(
 ) -> list[Image.Image]:
     """Draw one picture a job."""
     return pipeline(
-        [args.prompt.format(job.noun) for job in batch],
+        [args.prompt.replace("{}", job.noun) for job in batch],
         negative_prompt=[args.negative_prompt] * len(batch),
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
@@ -270,17 +291,18 @@ def draw(
 
 
 def masker(
-    args: argparse.Namespace, device: torch.device
+    args: argparse.Namespace, queries: Iterable[str], device: torch.device
 ) -> Callable[[Image.Image, str], tuple[np.ndarray | None, int]]:
     """Return what finds a text's object in a picture: its mask, if it is one, and their number.
 
     Raises:
-        SetupError: the models can't be loaded.
+        SetupError: the models can't be loaded, or a query is too long for the detector.
     """
     try:
         detect, segmenter = load_models(
             args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, device
         )
+        detect.check(queries)
     except segment.SegmentError as error:
         raise SetupError(str(error)) from error
 
@@ -300,11 +322,17 @@ def finish(
     classes: dict[str, str],
     listed: list[dict],
     records: list[dict],
+    wanted: list[str],
 ) -> None:
     """Write class_metadata.jsonl; say what there is and what is missing.
 
+    Args:
+        listed: the lines of an earlier one; what they say of pictures that are there is kept.
+        records: the log.
+        wanted: file names of this run's pictures.
+
     Raises:
-        SetupError: a class has no picture at all.
+        SetupError: a class has no picture at all, or the folder can't be read as a data folder.
     """
     made = [record for record in records if is_done(record, out_dir, args.gen_mask)]
     counts = Counter(record["id"] for record in made)
@@ -314,18 +342,15 @@ def finish(
         print("They have no masks, so nothing can train on them; --gen_mask adds them.")
         return
 
-    names = listed[0]["id"] | {record["id"]: record["class"] for record in made}
-    ours = {record["file_name"] for record in records}
-    lines = [line for line in listed[1:] if line.get("file_name") not in ours]
-    for record in sorted(made, key=lambda record: list(names).index(record["id"])):
-        places = {key: record[key] for key in ("id", "file_name", "mask_path")}
-        lines.append({**places, "text": CAPTION.format(record["class"])})
-    if lines:
-        path = out_dir / PRIOR_FILENAME
-        write_records(path, [{"id": names}, *lines])
-        load_subjects(out_dir, PRIOR_FILENAME)
-        print(f"{path} is ready: --with_prior_preservation --class_data_dir {out_dir}")
-    failures = [record for record in records if record["id"] in classes and record not in made]
+    lines = class_lines(listed, records, made)
+    if lines[1:]:
+        write_class_metadata(out_dir, lines)
+        print(f"{out_dir} is ready: --with_prior_preservation --class_data_dir {out_dir}")
+    failures = [
+        record
+        for record in records
+        if record["file_name"] in wanted and record not in made and "objects" in record
+    ]
     for subject, noun in classes.items():
         tell_failures(noun, args.tries, [r for r in failures if r["id"] == subject])
     empty = [noun for subject, noun in classes.items() if not counts[subject]]

@@ -80,9 +80,12 @@ class Journal:
         records = self._read(self.path)
         for part in parts:
             records |= self._read(part)
-        names = [name for name in order if name in records]
-        names += [name for name in records if name not in set(names)]
-        lines = [json.dumps(records[name], ensure_ascii=False) + "\n" for name in names]
+        names = dict.fromkeys([*order, *records])
+        lines = [
+            json.dumps(records[name], ensure_ascii=False) + "\n"
+            for name in names
+            if name in records
+        ]
         if lines:
             write_text(self.path, "".join(lines))
         for part in parts:
@@ -90,6 +93,7 @@ class Journal:
 
     def _read(self, path: Path) -> dict[str, dict[str, Any]]:
         """Return a file's records by key; a line cut off by a kill is left out, to be done anew."""
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        records = [json.loads(line) for line in text.split("\n")[:-1]]
+        data = path.read_bytes() if path.is_file() else b""
+        whole = data.split(b"\n")[:-1]
+        records = [json.loads(line) for line in whole if line.strip()]
         return {record[self._key]: record for record in records}

@@ -1,6 +1,7 @@
 """generate_prior.py from the published command to a folder that training accepts."""
 
 import json
+import shutil
 import subprocess
 
 import numpy as np
@@ -16,7 +17,7 @@ from generate_prior import LOG
 from mini.tiny import save_tiny_owlv2, save_tiny_sam, tiny_sdxl
 from mudi import segment
 from mudi.checks import PRIOR_FILENAME, SetupError
-from mudi.metadata import load_subjects
+from mudi.metadata import load_subjects, write_records
 
 torch.set_num_threads(1)
 PAIR = ["--gen_class", "a=robot", "b=teddy bear", "--gen_mask"]
@@ -147,6 +148,30 @@ def test_a_picture_is_drawn_anew_until_one_object_is_found(models, pair, tmp_pat
     assert len(load_subjects(tmp_path, PRIOR_FILENAME).photos) == 3
 
 
+def test_edited_captions_stay_and_a_deleted_picture_is_replaced(models, pair, tmp_path):
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / PRIOR_FILENAME
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["text"] = "A photo of a robot, my words."
+    write_records(path, lines)
+    (tmp_path / "img_1.png").unlink()
+    run(models, tmp_path, *PAIR)
+    assert load_subjects(tmp_path, PRIOR_FILENAME).photos[0].caption == lines[1]["text"]
+    before, now = pixels(pair), pixels(tmp_path)
+    changed = [name for name in now if abs(now[name] - before[name]).max() > 1]
+    assert "img_1.png" in changed and not set(changed) - {"img_1.png", "mask_1.png"}
+
+
+def test_two_classes_of_one_noun_get_pictures_of_their_own(models, tmp_path):
+    """And fewer pictures than an earlier run made are no failures."""
+    both = ["--gen_class", "a=teddy bear", "b=teddy bear"]
+    run(models, tmp_path, *both)
+    run(models, tmp_path, *both, "--gen_mask", "--num_images", "1", "--prompt", "{} {x} {}")
+    one, other = (pixels(tmp_path)[name] for name in ("img_0.png", "b_img_0.png"))
+    assert abs(one - other).max() > 1
+    assert len(load_subjects(tmp_path, PRIOR_FILENAME).photos) == 2
+
+
 def test_a_class_without_success_is_told_after_the_others_are_finished(models, tmp_path, capsys):
     """Nothing scores 1 or more, and a second detector sees two objects in every picture."""
     run(models, tmp_path, "--gen_class", "robot", "--gen_mask")
@@ -179,6 +204,9 @@ def test_masks_can_come_later(models, pair, tmp_path, capsys):
         (["--gen_class", "a=dog", "--id", "a"], "--id goes with one class"),
         (["--gen_class", "dog", "--mask_dir", "/elsewhere"], "--mask_dir /elsewhere: must lie in"),
         (["--gen_class", "dog", "--owl_query", "b=x"], "--owl_query: no class with id b"),
+        (["--gen_class", " "], '--gen_class a= : write it as ID="text"'),
+        (["--gen_class", "dog", "--id", "../b"], 'id "../b": letters, digits'),
+        (["--gen_class", "dog", "--resolution", "100"], "must be a multiple of 8"),
         (["--gen_class", "dog", "--tries", "0"], "--tries 0: must be 1 or more"),
         (["--gen_class", "dog", "--prompt", "a dog"], "write {} where the class goes"),
         (["--gen_class", "dog", "--cpu_offload"], "--cpu_offload needs a CUDA GPU"),

@@ -39,8 +39,8 @@ def test_a_line_cut_off_by_a_kill_is_done_anew(tmp_path):
     path = tmp_path / "scores.jsonl"
     journal = Journal(path, "image", state())
     journal.add({"image": "a"})
-    with (tmp_path / "scores.jsonl.part0").open("a") as file:
-        file.write('{"image": "b", "sc')
+    with (tmp_path / "scores.jsonl.part0").open("ab") as file:
+        file.write('\n{"image": "b", "name": "ü'.encode()[:-1])  # inside a letter
     again = Journal(path, "image", state())
     assert again.done == {"a": {"image": "a"}}
     again.add({"image": "b"})
