@@ -1,4 +1,4 @@
-"""Make pictures of several subjects together, from mean-shifted noise; SDXL or FLUX.
+r"""Make pictures of several subjects together, from mean-shifted noise; SDXL or FLUX.
 
     python inference.py --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \
         --lora output/robot_and_teddy_p0.3_s0 --instance_data_dir dataset/category/robot_and_teddy \
@@ -11,28 +11,29 @@ ordinary sampling; the larger, the more of the collage stays. The log tells gamm
 signal that the model saw at this noise level in training: 1 of it is what a plain forward process
 would leave of the collage.
 
-Each picture follows from --seed, its number and the flags alone: a stopped run goes on with the same
-command, and `accelerate launch inference.py` shares the pictures among processes.
-"""  # noqa: E501
+Each picture follows from --seed, its number and the flags alone: a stopped run goes on with the
+same command, and `accelerate launch inference.py` shares the pictures among processes.
+"""
 
 import argparse
+import hashlib
 import json
 import logging
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
-from mudi.args import id_numbers
 from mudi.checks import SetupError, refuse, told_in_one_line
 from mudi.files import replace_file, write_image, write_text
+from mudi.images import load_rgb
 from mudi.init_noise import Layout, LayoutError, load_layout
 from mudi.llm import LlmError, llm_layout
-from mudi.metadata import MetadataError, Subjects, load_subjects
+from mudi.lora_files import WEIGHTS_NAME
+from mudi.metadata import Subjects
 from mudi.pipelines import (
     add_pipeline_flags,
     load_pipeline,
@@ -51,10 +52,20 @@ from mudi.sampling import (
     Shot,
     Stage,
     load_loras,
-    named_subjects,
     set_scheduler,
     signal_unit,
     start_sheet,
+)
+from mudi.shot_args import (
+    LLM,
+    RANDOM,
+    named_subjects,
+    number_complaints,
+    read_gamma,
+    read_prompts,
+    read_scales,
+    read_subjects,
+    start_complaints,
 )
 from mudi.work import Journal, join_processes, share
 
@@ -89,7 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--num_images", type=int, default=4, help="pictures a prompt (4)")
     flag("--seed", type=int, default=0, help="picture k of a prompt has seed + k (0)")
     flag("--output_dir", type=Path, required=True, help="for pictures, their list and the sheet")
-    flag("--overwrite", action="store_true", help="make finished pictures anew")
+    flag("--overwrite", action="store_true", help="begin anew: all pictures and their list")
 
     group = parser.add_argument_group("start")
     group.add_argument(
@@ -98,7 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="strength of the mean shift: a number, or ID=NUMBER a subject; "
         f"unset: {DEFAULT_GAMMA['sdxl']} for SDXL, {DEFAULT_GAMMA['flux']} for FLUX",
     )
-    group.add_argument("--layout", default="random", help="random, llm, or a JSON file (random)")
+    group.add_argument("--layout", default=RANDOM, help="random, llm, or a JSON file (random)")
     group.add_argument(
         "--scales", nargs="+", default=[], metavar="ID=SCALE", help="relative sizes, in (0, 1]"
     )
@@ -130,116 +141,31 @@ def main(args: argparse.Namespace) -> None:
         base = args.pretrained_model_name_or_path
         kind = pipeline_kind(base, args.revision, args.cache_dir)
         gamma = DEFAULT_GAMMA[kind] if subjects else 0.0
-    if gamma != 0:
-        refuse(subject_complaints(prompts, subjects))
+    refuse(start_complaints(prompts, subjects, gamma, args.layout))
 
     state = join_processes()
     layouts: list[Layout | None] = [None] * len(prompts)
-    if subjects and gamma != 0 and args.layout != "random":
+    if subjects and args.layout != RANDOM:
         layouts = read_layouts(args, prompts, subjects, state)
     jobs = [
         Job(f"{p:03}_{k:03}.png", Shot(prompt, args.seed + k, gamma, layout, scales))
         for p, (prompt, layout) in enumerate(zip(prompts, layouts, strict=True))
         for k in range(args.num_images)
     ]
+    if args.overwrite and state.is_main_process:
+        for path in args.output_dir.glob(f"{PICTURES}*"):
+            path.unlink()
+    state.wait_for_everyone()
     journal = Journal(args.output_dir / PICTURES, "image", state)
-    todo = [job for job in jobs if not is_done(job, journal, args)]
+    origin = origin_of(args, subjects)
+    todo = [job for job in jobs if not is_done(job, journal, args, origin)]
     if todo:
-        make(share(todo, state), args, subjects, journal, state)
+        make(share(todo, state), args, subjects, journal, state, origin)
     records = journal.finish([job.name for job in jobs])
     if state.is_main_process:
-        pictures = [
-            finished_picture(job, record, args.output_dir, subjects)
-            for job, record in zip(jobs[:SHEET_ROWS], records, strict=False)
-        ]
+        pictures = finished_pictures(jobs, records[:SHEET_ROWS], args.output_dir, subjects)
         write_image(args.output_dir / SHEET, start_sheet(pictures))
         print(f"{len(jobs)} pictures in {args.output_dir}; look at {args.output_dir / SHEET}")
-
-
-def number_complaints(args: argparse.Namespace) -> list[str]:
-    """Complain about numbers out of range and about flags that contradict each other."""
-    found = [
-        f"--{name} {getattr(args, name)}: must be 1 or more"
-        for name in ("num_images", "steps", "batch_size", "resolution", "height", "width")
-        if getattr(args, name) is not None and getattr(args, name) < 1
-    ]
-    if args.resolution and (args.height or args.width):
-        found.append("--resolution is height and width in one: give it, or those two")
-    if bool(args.height) != bool(args.width):
-        found.append("--height and --width go together; for a square there is --resolution")
-    if args.lora_scale and len(args.lora_scale) != len(args.lora):
-        found.append(f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs")
-    if (args.layout == "llm") != bool(args.llm_url and args.llm_model):
-        found.append("--layout llm, --llm_url and --llm_model go together")
-    return found
-
-
-def read_prompts(args: argparse.Namespace, problems: list[str]) -> list[str]:
-    """Return the prompts, blank lines left out."""
-    if (args.prompt is None) == (args.prompt_file is None):
-        problems.append("give --prompt or --prompt_file")
-        return []
-    lines = [args.prompt]
-    if args.prompt_file:
-        try:
-            lines = args.prompt_file.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"--prompt_file {args.prompt_file}: cannot be read ({error})")
-            return []
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        problems.append("there is no prompt: all lines are empty")
-    return prompts
-
-
-def read_subjects(args: argparse.Namespace, problems: list[str]) -> Subjects | None:
-    if not args.instance_data_dir:
-        return None
-    try:
-        return load_subjects(args.instance_data_dir)
-    except MetadataError as error:
-        problems += error.problems
-        return None
-
-
-def read_gamma(
-    words: list[str] | None, ids: Collection[str], problems: list[str]
-) -> float | dict[str, float] | None:
-    """Return one number, or one by subject id; None where the flag is not given."""
-    if not words:
-        return None
-    if len(words) > 1 or "=" in words[0]:
-        return id_numbers(words, "--gamma", ids, problems)
-    try:
-        return float(words[0])
-    except ValueError:
-        problems.append(f"--gamma {words[0]}: not a number")
-        return None
-
-
-def read_scales(
-    words: list[str], ids: Collection[str], problems: list[str]
-) -> dict[str, float] | None:
-    """Return the relative sizes by subject id; None where they are drawn."""
-    if not words:
-        return None
-    scales = id_numbers(words, "--scales", ids, problems)
-    for subject, scale in scales.items():
-        if not 0 < scale <= 1:
-            problems.append(f"--scales {subject}={scale}: must be above 0, at most 1")
-    return scales
-
-
-def subject_complaints(prompts: list[str], subjects: Subjects | None) -> list[str]:
-    """Complain about prompts that name no subject to start from."""
-    if subjects is None:
-        return ["--gamma needs --instance_data_dir, the subjects to start from"]
-    known = ", ".join(f'"{name}"' for name in subjects.names.values())
-    return [
-        f'the prompt "{prompt}" names no subject; there are {known}; or use --gamma 0'
-        for prompt in prompts
-        if not named_subjects(prompt, subjects.names)
-    ]
 
 
 def read_layouts(
@@ -253,12 +179,13 @@ def read_layouts(
         SetupError: there is no usable layout.
     """
     layouts: list[Layout | None] = []
-    for number, prompt in enumerate(prompts):
+    for prompt in prompts:
         names = [subjects.names[subject] for subject in named_subjects(prompt, subjects.names)]
         path = Path(args.layout)
         try:
-            if args.layout == "llm":
-                path = args.output_dir / f"layout_{number:03}.json"
+            if args.layout == LLM:
+                name = hashlib.sha256(f"{prompt} {names}".encode()).hexdigest()[:8]
+                path = args.output_dir / f"layout_{name}.json"
                 if state.is_main_process and not path.is_file():
                     size = (
                         args.width or args.resolution or 1024,
@@ -273,28 +200,50 @@ def read_layouts(
     return layouts
 
 
-def settings_of(job: Job, args: argparse.Namespace) -> dict[str, Any]:
-    """Return all that a picture follows from, as JSON has it."""
+def origin_of(args: argparse.Namespace, subjects: Subjects | None) -> dict[str, Any]:
+    """Return the flags that a picture follows from, and what the files that they name hold."""
     flags = (
-        "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision dtype lora "
-        "lora_scale negative_prompt steps guidance_scale scheduler resolution height width"
+        "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype "
+        "lora lora_scale negative_prompt steps guidance_scale scheduler resolution height width"
     ).split()
-    settings = asdict(job.shot) | {name: getattr(args, name) for name in flags}
-    return json.loads(json.dumps(settings))
+    loras = [Path(path) for path in args.lora]
+    files = [path / WEIGHTS_NAME if path.is_dir() else path for path in loras]
+    digests = [file_digest(path) for path in files if path.is_file()]
+    photos = subjects.photos if subjects else []
+    data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
+    names = json.dumps(subjects.names if subjects else {})
+    return {
+        **{name: getattr(args, name) for name in flags},
+        "lora_files": digests,
+        "data": hashlib.sha256(f"{names}{data}".encode()).hexdigest()[:12],
+    }
 
 
-def is_done(job: Job, journal: Journal, args: argparse.Namespace) -> bool:
+def file_digest(path: Path) -> str:
+    """Return a short name for a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def settings_of(job: Job, origin: dict[str, Any]) -> dict[str, Any]:
+    """Return all that a picture follows from, as JSON has it."""
+    return json.loads(json.dumps(asdict(job.shot) | origin))
+
+
+def is_done(job: Job, journal: Journal, args: argparse.Namespace, origin: dict[str, Any]) -> bool:
     """Say whether an earlier run made this very picture.
 
     Raises:
         SetupError: it made another one of that name.
     """
     record = journal.done.get(job.name)
-    if record is None or args.overwrite or not (args.output_dir / job.name).is_file():
+    if record is None or not (args.output_dir / job.name).is_file():
         return False
-    settings = settings_of(job, args)
+    settings = settings_of(job, origin)
     changed = [
-        f"{key} was {record.get(key)}" for key in settings if record.get(key) != settings[key]
+        f"{key} was {record.get(key)}"
+        for key, value in settings.items()
+        if record.get(key) != value
     ]
     if changed:
         raise SetupError(
@@ -310,6 +259,7 @@ def make(
     subjects: Subjects | None,
     journal: Journal,
     state: PartialState,
+    origin: dict[str, Any],
 ) -> None:
     """Make pictures and write each with its line."""
     pipeline = load_pipeline(**pipeline_settings(args), device=state.device)
@@ -329,9 +279,9 @@ def make(
             range(0, len(jobs), args.batch_size), "batches", disable=not state.is_main_process
         ):
             batch = jobs[first : first + args.batch_size]
-            pictures = sampler.draw([job.shot for job in batch])
+            pictures = sampler.draw([job.shot for job in batch], args.batch_size)
             for job, picture in zip(batch, pictures, strict=True):
-                journal.add(write_picture(job, picture, args))
+                journal.add(write_picture(job, picture, args.output_dir, origin))
     except SamplingError as error:
         raise SetupError(str(error)) from error
 
@@ -339,39 +289,42 @@ def make(
 def tell_gamma(gamma: float | dict[str, float], pipeline: Any, steps: int | None) -> None:
     """Log gamma in units of the scheduler's own signal at the first step."""
     unit = signal_unit(pipeline, steps or DEFAULT_STEPS)
-    if unit is None:
-        logger.info("gamma %s (flow matching starts without signal: there is no unit)", gamma)
+    if not unit:
+        logger.info("gamma %s (sampling starts without signal here: there is no unit)", gamma)
         return
     table = gamma if isinstance(gamma, dict) else {"all": gamma}
     told = ", ".join(f"{name}: {value:g} = {value / unit:.2f} x" for name, value in table.items())
     logger.info("gamma, and in units of the signal at the first step (%.3f): %s", unit, told)
 
 
-def write_picture(job: Job, picture: Picture, args: argparse.Namespace) -> dict[str, Any]:
+def write_picture(
+    job: Job, picture: Picture, folder: Path, origin: dict[str, Any]
+) -> dict[str, Any]:
     """Write a picture with its parameters; return its line."""
     width, height = picture.image.size
-    record = {"image": job.name, **settings_of(job, args), "canvas": [width, height]}
+    record = {"image": job.name, **settings_of(job, origin), "canvas": [width, height]}
     if picture.start:
         record["start"] = asdict(picture.start.layout)
         record["start_photos"] = [photo.image.name for photo in picture.start.photos]
     metadata = PngImagePlugin.PngInfo()
     metadata.add_itxt("mudi", json.dumps(record, ensure_ascii=False))
     replace_file(
-        args.output_dir / job.name,
+        folder / job.name,
         lambda path: picture.image.save(path, format="PNG", pnginfo=metadata),
     )
     return record
 
 
-def finished_picture(
-    job: Job, record: dict[str, Any], folder: Path, subjects: Subjects | None
-) -> Picture:
-    """Read a picture and lay out its start again."""
-    start = None
-    if subjects and "start" in record:
-        start = Stage(subjects, tuple(record["canvas"])).start(job.shot)
-    with Image.open(folder / job.name) as image:
-        return Picture(job.shot, image.convert("RGB"), start)
+def finished_pictures(
+    jobs: list[Job], records: list[dict[str, Any]], folder: Path, subjects: Subjects | None
+) -> list[Picture]:
+    """Read pictures and lay out their starts again."""
+    stage = Stage(subjects, tuple(records[0]["canvas"])) if subjects else None
+    pictures = []
+    for job, record in zip(jobs, records, strict=False):
+        start = stage.start(job.shot) if stage and "start" in record else None
+        pictures.append(Picture(job.shot, load_rgb(folder / job.name), start))
+    return pictures
 
 
 if __name__ == "__main__":

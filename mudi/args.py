@@ -1,6 +1,7 @@
 """The flags that both training scripts have, and what they mean. Knows no torch."""
 
 import argparse
+import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -349,6 +350,8 @@ def id_numbers(
         try:
             numbers[key] = float(text)
         except ValueError:
+            numbers[key] = math.nan
+        if not math.isfinite(numbers[key]):
             problems.append(f"{flag} {key}={text}: not a number")
     if numbers.keys() != set(ids):
         problems.append(f"{flag}: give one number for each of {', '.join(ids)}")

@@ -322,7 +322,13 @@ def _depth(value: Any, names: Sequence[str], default: list[int]) -> tuple[int, .
     if value is None:
         return tuple(default)
     items = value if isinstance(value, list | tuple) else []
-    order = [item if isinstance(item, int) else _index(item, names) for item in items]
+    count = len(default)
+    order = [
+        (default[item] if 0 <= item < count else None)  # numbers count the answer's boxes
+        if isinstance(item, int)
+        else _index(item, names)
+        for item in items
+    ]
     if set(order) != set(range(len(names))) or len(order) != len(names):
         listed = _listed(names)
         raise LayoutError(f"front_to_back must list each of {listed} once, not {_excerpt(value)}")

@@ -42,6 +42,7 @@ from mudi.init_noise import (
 from mudi.metadata import Photo, Subjects
 from mudi.preview import contact_sheet
 from mudi.segmix import Cutout, cut_out
+from mudi.shot_args import named_subjects
 
 SCHEDULERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
@@ -108,11 +109,6 @@ class Picture:
     shot: Shot
     image: Image.Image
     start: Start | None
-
-
-def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
-    """Return the ids of the subjects whose names stand in a prompt, in the names' order."""
-    return [subject for subject, name in names.items() if name.lower() in prompt.lower()]
 
 
 class Stage:
@@ -194,12 +190,16 @@ class Sampler:
             # SDXL's own VAE overflows in half precision; CPU offload would move it behind our back
             self._vae = copy.deepcopy(pipeline.vae).float().to(device or pipeline.device)
 
-    def draw(self, shots: Sequence[Shot]) -> list[Picture]:
-        """Make a batch of pictures.
+    def draw(self, shots: Sequence[Shot], batch_size: int = 1) -> list[Picture]:
+        """Make pictures, batch_size at a time.
 
         Raises:
             SamplingError: a shot can't be laid out.
         """
+        batches = [shots[i : i + batch_size] for i in range(0, len(shots), batch_size)]
+        return [picture for batch in batches for picture in self._draw(batch)]
+
+    def _draw(self, shots: Sequence[Shot]) -> list[Picture]:
         generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
         starts = [
             self.stage.start(shot) if self.stage and shot.gamma != 0 else None for shot in shots
@@ -320,5 +320,5 @@ def start_sheet(pictures: Sequence[Picture]) -> Image.Image:
         images += [layout_picture(start), start.scene.image] if start else [blank, blank]
         images.append(picture.image)
         captions += ["layout", "starting collage"] if start else ["", "noise alone"]
-        captions.append(f"{shot.prompt} (seed {shot.seed}, gamma {shot.gamma})")
+        captions.append(f"seed {shot.seed}, gamma {shot.gamma}: {shot.prompt}")
     return contact_sheet(images, captions, columns=3)

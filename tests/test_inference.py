@@ -1,6 +1,7 @@
 """inference.py and its sampler: stock pipelines that start from mean-shifted noise."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -24,10 +25,10 @@ from mudi.sampling import (
     Shot,
     Stage,
     load_loras,
-    named_subjects,
     set_scheduler,
     signal_unit,
 )
+from mudi.shot_args import named_subjects
 
 torch.set_num_threads(1)
 PROMPT = "a photo of a olis robot and a hta teddy bear"
@@ -66,7 +67,7 @@ def test_gamma_0_is_plain_diffusers_pixel_for_pixel(backbone, subjects, schedule
     if scheduler:
         set_scheduler(pipeline, scheduler)
     shots = [Shot(PROMPT, seed=5), Shot("a robot", seed=6)]
-    ours = Sampler(pipeline, SMALL, subjects).draw(shots)
+    ours = Sampler(pipeline, SMALL, subjects).draw(shots, batch_size=2)
     plain = pipeline(
         [PROMPT, "a robot"], width=96, height=64, num_inference_steps=2,
         generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
@@ -84,7 +85,7 @@ def test_a_picture_does_not_depend_on_its_batch(backbone, subjects):
     noise = [sampler._noise(*made) for made in zip(shots, starts, generators, strict=True)]
     again = sampler._noise(shots[1], starts[1], torch.Generator().manual_seed(1))
     assert torch.equal(noise[1], again) and not torch.equal(noise[0], noise[1])
-    together = [p.image for p in sampler.draw(shots)]
+    together = [p.image for p in sampler.draw(shots, batch_size=3)]
     alone = [sampler.draw([shot])[0].image for shot in shots]
     assert largest_difference(together, alone) <= 1
     assert largest_difference(alone, [sampler.draw([shot])[0].image for shot in shots]) == 0
@@ -112,6 +113,9 @@ def test_gamma_moves_the_mean_where_the_subjects_are(backbone, subjects):
 def test_a_prompt_takes_the_subjects_that_it_names(subjects):
     names = {"a": "olis robot", "b": "hta teddy bear", "c": "pll corgi"}
     assert named_subjects("A PLL corgi beside an Olis Robot", names) == ["a", "c"]
+    bears = {"x": "teddy", "y": "brown teddy", "z": "sks cat"}
+    assert named_subjects("a brown teddy and a sks catalogue", bears) == ["y"]
+    assert named_subjects("a teddy, a brown teddy", bears) == ["x", "y"]
     stage = Stage(subjects, (64, 64))
     assert stage.start(Shot("one hta teddy bear", seed=0)).names == ("hta teddy bear",)
     with pytest.raises(SamplingError, match='"a robot" names no subject; there are "olis robot"'):
@@ -175,7 +179,16 @@ def test_a_finished_picture_is_not_made_again(made, backbone, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in made.glob("0*.png")} == before
     with pytest.raises(SystemExit, match=r"was made otherwise \(gamma was 0.5\): use --overwrite"):
         run(backbone, made, gamma="0.6")
-    run(backbone, tmp_path)
+    data = tmp_path / "data"
+    shutil.copytree(EXAMPLE, data)
+    shutil.copyfile(data / "a01.jpg", data / "a00.jpg")
+    shutil.copyfile(data / "mask_a01.png", data / "mask_a00.png")
+    with pytest.raises(SystemExit, match=r"was made otherwise \(data was "):
+        run(backbone, made, "--instance_data_dir", str(data))
+    run(backbone, tmp_path, "--num_images", "4", gamma="0.6")
+    run(backbone, tmp_path, "--overwrite")
+    assert len((tmp_path / "pictures.jsonl").read_text().splitlines()) == 3
+    (tmp_path / "000_003.png").unlink()
     (tmp_path / "000_001.png").unlink()
     run(backbone, tmp_path)
     assert largest_difference(pictures(tmp_path).values(), pictures(made).values()) <= 1
@@ -244,7 +257,12 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, mon
         (["--layout", "llm"], "--layout llm, --llm_url and --llm_model go together"),
         (["--scales", "a=1"], "--scales: give one number for each of a, b"),
         (["--scales", "a=1", "b=2"], "--scales b=2.0: must be above 0, at most 1"),
-        (["--gamma", "much"], "--gamma much: not a number"),
+        (["--gamma", "much"], "--gamma all=much: not a number"),
+        (["--gamma", "a=nan", "b=1"], "--gamma a=nan: not a number"),
+        (["--gamma", "0", "--layout", "x.json"], "--layout x.json does nothing with gamma 0"),
+        (["--width", "100"], "--width 100: must be a multiple of 8"),
+        (["--lora", "./nowhere"], "--lora ./nowhere: no such file or folder"),
+        (["--output_dir", "/dev/null/x"], "--output_dir /dev/null/x: /dev/null is a file"),
         (["--num_images", "0"], "--num_images 0: must be 1 or more"),
         (["--resolution", "64"], "--resolution is height and width in one"),
         (["--prompt", "a robot"], 'the prompt "a robot" names no subject'),
@@ -271,14 +289,15 @@ def test_gamma_is_told_in_units_of_the_first_steps_signal(sdxl_backbone, flux_ba
 @pytest.mark.parametrize(
     ("name", "num_sheets"), [("inference_demo", 4), ("inference_demo_more_than_two", 3)]
 )
-def test_the_notebooks_run(backbone, monkeypatch, name, num_sheets):
+def test_the_notebooks_run(backbone, run_once, monkeypatch, name, num_sheets):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    more = {"ANSWER": repr(json.dumps({"boxes": BOXES}))} if "more" in name else {}
     notebook = execute(
         ROOT / f"{name}.ipynb",
         BASE=repr(str(backbone.base)),
         VAE="None",
-        LORAS="[]",
-        LORA_SCALES="[]",
+        **more,
+        LORAS=repr([str(run_once)]),
         DATA=repr(str(EXAMPLE)),
         PROMPT=repr(PROMPT),
         SEEDS="[0, 1]",

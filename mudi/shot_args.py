@@ -1,0 +1,127 @@
+"""What pictures are asked for, from the flags of `inference.py`; knows no torch."""
+
+import argparse
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from mudi.args import id_numbers
+from mudi.checks import unwritable
+from mudi.metadata import MetadataError, Subjects, load_subjects
+
+SIZE_UNIT = 8  # px; the stock pipelines take no other sizes
+RANDOM, LLM = "random", "llm"  # values of --layout that are no file
+
+
+def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
+    """Return the ids of the subjects whose names stand in a prompt, in the names' order.
+
+    A name counts as a whole word or words, and not where it is part of a longer subject's name.
+    """
+    found = set()
+    rest = prompt.lower()
+    for name in sorted(set(names.values()), key=len, reverse=True):
+        pattern = rf"(?<!\w){re.escape(name.lower())}(?!\w)"
+        if re.search(pattern, rest):
+            found.add(name)
+            rest = re.sub(pattern, "|", rest)
+    return [subject for subject, name in names.items() if name in found]
+
+
+def number_complaints(args: argparse.Namespace) -> list[str]:
+    """Complain about numbers out of range and about flags that contradict each other."""
+    found = [
+        f"--{name} {getattr(args, name)}: must be 1 or more"
+        for name in ("num_images", "steps", "batch_size", "resolution", "height", "width")
+        if getattr(args, name) is not None and getattr(args, name) < 1
+    ]
+    if args.resolution and (args.height or args.width):
+        found.append("--resolution is height and width in one: give it, or those two")
+    if bool(args.height) != bool(args.width):
+        found.append("--height and --width go together; for a square there is --resolution")
+    if args.lora_scale and len(args.lora_scale) != len(args.lora):
+        found.append(f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs")
+    if (args.layout == "llm") != bool(args.llm_url and args.llm_model):
+        found.append("--layout llm, --llm_url and --llm_model go together")
+    for flag in ("resolution", "height", "width"):
+        if (getattr(args, flag) or 0) % SIZE_UNIT:
+            found.append(f"--{flag} {getattr(args, flag)}: must be a multiple of {SIZE_UNIT}")
+    for path in args.lora:
+        looks_local = path.startswith((".", "~", "/")) or path.count("/") != 1
+        if looks_local and not Path(path).exists():
+            found.append(f"--lora {path}: no such file or folder (nor a hub id, <owner>/<name>)")
+    if why := unwritable(args.output_dir):
+        found.append(f"--output_dir {args.output_dir}: {why}")
+    return found
+
+
+def read_prompts(args: argparse.Namespace, problems: list[str]) -> list[str]:
+    """Return the prompts, blank lines left out."""
+    if (args.prompt is None) == (args.prompt_file is None):
+        problems.append("give --prompt or --prompt_file")
+        return []
+    lines = [args.prompt]
+    if args.prompt_file:
+        try:
+            lines = args.prompt_file.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"--prompt_file {args.prompt_file}: cannot be read ({error})")
+            return []
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        problems.append("there is no prompt: all lines are empty")
+    return prompts
+
+
+def read_subjects(args: argparse.Namespace, problems: list[str]) -> Subjects | None:
+    if not args.instance_data_dir:
+        return None
+    try:
+        return load_subjects(args.instance_data_dir)
+    except MetadataError as error:
+        problems += error.problems
+        return None
+
+
+def read_gamma(
+    words: list[str] | None, ids: Collection[str], problems: list[str]
+) -> float | dict[str, float] | None:
+    """Return one number, or one by subject id; None where the flag is not given."""
+    if not words:
+        return None
+    if len(words) > 1 or "=" in words[0]:
+        return id_numbers(words, "--gamma", ids, problems)
+    return id_numbers([f"all={words[0]}"], "--gamma", ["all"], problems).get("all")
+
+
+def read_scales(
+    words: list[str], ids: Collection[str], problems: list[str]
+) -> dict[str, float] | None:
+    """Return the relative sizes by subject id; None where they are drawn."""
+    if not words:
+        return None
+    if not ids:
+        problems.append("--scales needs --instance_data_dir, the subjects to scale")
+        return None
+    scales = id_numbers(words, "--scales", ids, problems)
+    for subject, scale in scales.items():
+        if not 0 < scale <= 1:
+            problems.append(f"--scales {subject}={scale}: must be above 0, at most 1")
+    return scales
+
+
+def start_complaints(
+    prompts: list[str], subjects: Subjects | None, gamma: float | dict[str, float], layout: str
+) -> list[str]:
+    """Complain about prompts that name no subject to start from, or a start that is not used."""
+    if gamma == 0:
+        unused = f"--layout {layout} does nothing with gamma 0 (FLUX's default); give a --gamma"
+        return [unused] if layout != RANDOM else []
+    if subjects is None:
+        return ["--gamma needs --instance_data_dir, the subjects to start from"]
+    known = ", ".join(f'"{name}"' for name in subjects.names.values())
+    return [
+        f'the prompt "{prompt}" names no subject; there are {known}; or use --gamma 0'
+        for prompt in prompts
+        if not named_subjects(prompt, subjects.names)
+    ]
