@@ -1,8 +1,10 @@
-"""Training scenes by number: scene n of a seed is always the same, whoever draws it, and when."""
+"""Training data by number: scene n of a seed is always the same, whoever draws it, and when."""
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +34,15 @@ class SceneBatch:
         return SceneBatch(self.pixels.to(device), self.things.to(device), self.captions)
 
 
-class SceneDataset(Dataset):
-    """Maps a number to its scene."""
+class NumberedDataset(Dataset):
+    """Maps a number to what `draw` makes of its generator."""
 
-    def __init__(self, seed: int):
+    def __init__(self, draw: Callable[[np.random.Generator], Any], seed: int):
+        self.draw = draw
         self.seed = seed
 
-    def __getitem__(self, number: int) -> Scene:
-        return draw_scene(np.random.default_rng([self.seed, number]))
+    def __getitem__(self, number: int) -> Any:
+        return self.draw(np.random.default_rng([self.seed, number]))
 
 
 def collate(scenes: list[Scene]) -> SceneBatch:
@@ -49,10 +52,17 @@ def collate(scenes: list[Scene]) -> SceneBatch:
     return SceneBatch(pixels / 127.5 - 1, things[:, None], captions)
 
 
-def scene_loader(seed: int, first: int, batch_size: int, num_workers: int) -> DataLoader:
-    """Return an endless loader of the scenes first, first + 1, ... in batches."""
+def numbered_loader(
+    draw: Callable[[np.random.Generator], Any],
+    collate: Callable[[list], Any],
+    seed: int,
+    first: int,
+    batch_size: int,
+    num_workers: int,
+) -> DataLoader:
+    """Return an endless loader of what `draw` makes of first, first + 1, ... in batches."""
     return DataLoader(
-        SceneDataset(seed),
+        NumberedDataset(draw, seed),
         batch_size=batch_size,
         sampler=itertools.count(first),
         num_workers=num_workers,
@@ -61,9 +71,14 @@ def scene_loader(seed: int, first: int, batch_size: int, num_workers: int) -> Da
     )
 
 
+def scene_loader(seed: int, first: int, batch_size: int, num_workers: int) -> DataLoader:
+    """Return an endless loader of the scenes first, first + 1, ... in batches."""
+    return numbered_loader(draw_scene, collate, seed, first, batch_size, num_workers)
+
+
 def held_out_scenes(count: int, first: int = 0) -> SceneBatch:
     """Return scenes that no training has seen."""
-    dataset = SceneDataset(HELD_OUT_SEED)
+    dataset = NumberedDataset(draw_scene, HELD_OUT_SEED)
     return collate([dataset[number] for number in range(first, first + count)])
 
 

@@ -19,12 +19,15 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from mini.stream import default_workers
+from mini.world import SIZE
 from mudi.files import clean_up, finish_folder, temporary_folder, write_text
 
 STATE_DIR = Path.home() / ".cache" / "mudi-mini"  # outlives a work tree
 CHECKPOINT, PROGRESS = "checkpoint", "progress.json"
+HEAD_WIDTH = 32  # of an attention head
 WARM_UP_STEPS = 200
 EMA_DECAY = 0.9995  # at most; it starts lower
 LOSS_MEMORY = 0.98  # of the mean that the progress bar shows
@@ -64,6 +67,30 @@ def add_training_flags(
     )
 
 
+def add_transformer_flags(
+    parser: argparse.ArgumentParser, width: int, layers: int, patch: int
+) -> None:
+    """Add the flags of a vision transformer's shape."""
+    flag = parser.add_argument
+    flag("--width", type=_width, default=width, help=f"of the tokens; multiple of {HEAD_WIDTH}")
+    flag("--layers", type=int, default=layers, help="of the transformer that sees the picture")
+    flag("--patch", type=_patch, default=patch, help=f"side of a patch (px); divides {SIZE}")
+
+
+def _width(text: str) -> int:
+    width = int(text)
+    if width <= 0 or width % HEAD_WIDTH:
+        raise argparse.ArgumentTypeError(f"{width}: must be a positive multiple of {HEAD_WIDTH}")
+    return width
+
+
+def _patch(text: str) -> int:
+    patch = int(text)
+    if patch <= 0 or SIZE % patch:
+        raise argparse.ArgumentTypeError(f"{patch}: must divide {SIZE}")
+    return patch
+
+
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """Start accelerate for one process.
 
@@ -99,6 +126,12 @@ def make_ema(model: nn.Module) -> EMAModel:
     """Return the running mean of a model's parameters."""
     parameters = list(model.parameters())
     return EMAModel(parameters, decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+
+
+def save_in_half(model: PreTrainedModel, folder: Path) -> None:
+    """Save a transformers model with fp16 weights and a config that has them loaded as float32."""
+    halves = {name: weights.half() for name, weights in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=halves)
 
 
 class Run:

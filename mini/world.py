@@ -7,9 +7,10 @@ evaluated subjects wear never occurs here; see mini/subjects.py.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,8 @@ CROWDED_SHRINK = 0.92
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 TAKEN_WORDS = {"cat", "car", "dog", "fox", "owl", "red", "hat", "bow", "cap", "and", "two"}
+
+Drawing = Callable[[Any, float, float, bool], np.ndarray]  # as mini.art.draw
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,19 @@ def random_thing(noun: str, rng: np.random.Generator) -> Thing:
 
 
 def arrange(
-    things: Sequence[Thing],
+    things: Sequence[Any],
     background: str,
     rng: np.random.Generator,
     size: int = SIZE,
     overlap: bool = False,
+    shrink: float = 1.0,
+    drawing: Drawing = draw,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw things at random places and sizes, each at least half visible.
+
+    Args:
+        things: Things, or what else `drawing` draws.
+        shrink: factor on their sides.
 
     Returns:
         The picture (S, S, 3) uint8 and the masks of what is visible (n, S, S) bool.
@@ -110,13 +119,14 @@ def arrange(
     low, high = SIDES[len(things) - 1]
     closeness = OVERLAPPING if overlap else APART
     canvas = draw_background(background, size, rng)
-    shrink = 1.0
     while True:
         poses = [
             Pose(shrink * size * rng.uniform(low, high), angle, bool(rng.random() < 0.5))
             for angle in rng.triangular(-MAX_ANGLE, 0, MAX_ANGLE, len(things))
         ]
-        tiles = [draw_tile(thing, pose, size) for thing, pose in zip(things, poses, strict=True)]
+        tiles = [
+            draw_tile(thing, pose, size, drawing) for thing, pose in zip(things, poses, strict=True)
+        ]
         corners = _draw_corners(tiles, size, closeness, rng)
         if corners is not None:
             pixels, masks = paste(canvas, tiles, corners)
@@ -126,11 +136,11 @@ def arrange(
         shrink *= CROWDED_SHRINK
 
 
-def draw_tile(thing: Thing, pose: Pose, size: int) -> np.ndarray:
+def draw_tile(thing: Any, pose: Pose, size: int, drawing: Drawing = draw) -> np.ndarray:
     """Draw a thing, as large as posed or as the canvas allows: (h, w, 4), premultiplied RGBA."""
     side = pose.side
     while True:
-        tile = draw(thing, side, pose.angle, pose.flip)
+        tile = drawing(thing, side, pose.angle, pose.flip)
         largest = max(tile.shape[:2])
         if largest <= size:
             return tile
