@@ -20,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -264,7 +265,7 @@ def write_picture(
 
     A picture that was looked at in vain is given up: it is noted, not written.
     """
-    record = {"file_name": job.image_name, "id": job.subject, "class": job.noun}
+    record: dict[str, Any] = {"file_name": job.image_name, "id": job.subject, "class": job.noun}
     if job.objects:
         record["objects"] = job.objects
     if mask is not None:

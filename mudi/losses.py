@@ -1,5 +1,7 @@
 """The losses of method.md as the paper states them; every one comes back per sample, in float32."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,9 +11,9 @@ def soft_mask(mask: Tensor, soft_alpha: float) -> Tensor:
     return mask * (1.0 - soft_alpha) + soft_alpha
 
 
-def latent_weight(mask: Tensor, size: tuple[int, int], soft_alpha: float) -> Tensor:
+def latent_weight(mask: Tensor, size: Sequence[int], soft_alpha: float) -> Tensor:
     """Bring masks (B, 1, H, W) bool to latent size (h, w) bilinearly and soften them: float32."""
-    reduced = F.interpolate(mask.float(), size=size, mode="bilinear", align_corners=False)
+    reduced = F.interpolate(mask.float(), size=tuple(size), mode="bilinear", align_corners=False)
     return soft_mask(reduced, soft_alpha)
 
 

@@ -1,0 +1,1 @@
+"""Methods compared on any SDXL folder, the miniature by default; see compare_methods.py."""

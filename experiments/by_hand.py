@@ -1,0 +1,131 @@
+"""How well does the metric agree with a person who looked at the pictures?
+
+    python -m experiments.by_hand sample --results output/compare/results.csv --output hand
+    python -m experiments.by_hand compare --results output/compare/results.csv \
+        --verdicts hand/verdicts.jsonl
+
+`sample` draws pictures at random, whatever made them, onto numbered sheets that do not tell the
+method, and writes verdicts.jsonl to fill in: `count`, how many subjects there are, and `verdict`,
+"good" or what is wrong. `compare` gives each embedder's agreement with it.
+"""
+
+import argparse
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from experiments.results import GOOD
+from experiments.stats import agreement, cohens_kappa
+from mudi.checks import refuse
+from mudi.files import write_image, write_text
+from mudi.images import load_rgb
+from mudi.metadata import MetadataError, read_records
+from mudi.preview import contact_sheet
+
+VERDICTS = "verdicts.jsonl"
+SHEET_COLUMNS, SHEET_ROWS = 5, 4
+TILE = 256  # px
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.by_hand",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    sampled = commands.add_parser("sample", help="draw pictures to look at")
+    sampled.add_argument("--output", type=Path, required=True, help="folder to write")
+    sampled.add_argument("--count", type=int, default=100, help="pictures (100)")
+    sampled.add_argument("--seed", type=int, default=0, help="of the choice (0)")
+    compared = commands.add_parser("compare", help="tell the agreement")
+    compared.add_argument("--verdicts", type=Path, required=True, help="the filled-in file")
+    for command in (sampled, compared):
+        command.add_argument(
+            "--results", type=Path, required=True, help="results.csv, in its own folder"
+        )
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    if not args.results.is_file():
+        refuse([f"--results {args.results}: no such file"])
+    with args.results.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if args.command == "sample":
+        sample(rows, args)
+        return
+    for line in compare(rows, read_verdicts(args.verdicts)):
+        print(line)
+
+
+def sample(rows: list[dict[str, str]], args: argparse.Namespace) -> None:
+    """Write numbered sheets and the file to fill in."""
+    shown = {row["image"]: row for row in rows}
+    chosen = random.Random(args.seed).sample(sorted(shown), min(args.count, len(shown)))
+    a_sheet = SHEET_COLUMNS * SHEET_ROWS
+    for start in range(0, len(chosen), a_sheet):
+        names = chosen[start : start + a_sheet]
+        images = [load_rgb(args.results.parent / name) for name in names]
+        captions = [f"{start + i}: {shown[name]['prompt']}" for i, name in enumerate(names)]
+        sheet = contact_sheet(images, captions, SHEET_COLUMNS, TILE)
+        write_image(args.output / f"sheet_{start // a_sheet:02}.png", sheet)
+    lines = [
+        json.dumps({"number": i, "image": name, "count": None, "verdict": None}) + "\n"
+        for i, name in enumerate(chosen)
+    ]
+    write_text(args.output / VERDICTS, "".join(lines))
+    print(f"look at the sheets in {args.output} and fill in {args.output / VERDICTS}")
+
+
+def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the filled-in lines by picture; those without a verdict are left out.
+
+    Raises:
+        SystemExit: the file can't be read, or a line is not as it should be.
+    """
+    try:
+        records = read_records(path)
+    except MetadataError as error:
+        refuse(error.problems)
+    problems = []
+    filled = [record for record in records if record.get("verdict") is not None]
+    for number, record in enumerate(filled, 1):
+        if not isinstance(record.get("image"), str) or not isinstance(record["verdict"], str):
+            problems.append(f'{path}: verdict {number}: "image" and "verdict" must be texts')
+        elif not isinstance(record.get("count"), int):
+            problems.append(f'{path}: "{record["image"]}": "count" must be a whole number')
+    refuse(problems or [f"{path}: no line has a verdict"] * (not filled))
+    return {record["image"]: record for record in filled}
+
+
+def compare(rows: list[dict[str, str]], verdicts: dict[str, dict[str, Any]]) -> list[str]:
+    """Return, for each embedder, how often the metric says what the person said."""
+    lines = []
+    for embedder in dict.fromkeys(row["embedder"] for row in rows):
+        judged = [
+            (row, verdicts[row["image"]])
+            for row in rows
+            if row["embedder"] == embedder and row["image"] in verdicts
+        ]
+        if not judged:
+            refuse([f"none of the {len(verdicts)} judged pictures is in the results"])
+        counts = agreement(
+            [int(row["boxes"]) for row, _ in judged], [record["count"] for _, record in judged]
+        )
+        ours = [row["verdict"] == GOOD for row, _ in judged]
+        theirs = [record["verdict"] == GOOD for _, record in judged]
+        kappa = cohens_kappa(ours, theirs)
+        told = "not defined" if kappa is None else f"{kappa:.2f}"
+        lines.append(
+            f"{embedder}: {len(judged)} pictures; the same count in {counts:.0%}, the same success "
+            f"in {agreement(ours, theirs):.0%} (kappa {told}); good by hand "
+            f"{sum(theirs) / len(theirs):.0%}, by the metric {sum(ours) / len(ours):.0%}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main(parse_args())

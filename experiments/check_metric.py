@@ -1,0 +1,177 @@
+"""Does the metric rank pictures as a person would? Tried on pictures whose truth is known.
+
+    python -m experiments.check_metric --output output/check_metric
+
+Draws pictures of the miniature's pairs, right ones and wrong ones of several kinds, scores them by
+Detect-and-Compare and writes metric.csv: D&C and success by kind, and how surely a right picture
+scores above a wrong one of that kind.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.data_sets import find_data_sets, write_miniatures
+from experiments.plan import DataSet
+from experiments.results import Record, Row, rows_of, write_table
+from experiments.scoring import (
+    add_metric_flags,
+    embedder_labels,
+    metric_complaints,
+    score,
+    write_list,
+)
+from experiments.stats import bootstrap, ranked_rightly
+from mini.art import Thing
+from mini.backgrounds import random_name
+from mini.subjects import SETS, subjects_of
+from mini.world import arrange, random_thing
+from mudi.checks import refuse
+from mudi.files import write_image
+from mudi.images import load_rgb
+from mudi.preview import contact_sheet
+from mudi.work import join_processes
+
+TABLE, SHEET = "metric.csv", "sheet.png"
+RIGHT = "both"
+DIGITS = 4
+SHOWN = 4  # pictures a kind on the sheet
+
+Contents = Callable[[Thing, Thing, np.random.Generator], list[Thing]]
+# What pictures of subjects a and b show; a person calls the first kind right and no other
+KINDS: dict[str, Contents] = {
+    RIGHT: lambda a, b, rng: [a, b],
+    "colours exchanged": lambda a, b, rng: [replace(a, paint=b.paint), replace(b, paint=a.paint)],
+    "one in the other's colours": lambda a, b, rng: [a, replace(b, paint=a.paint)],
+    "strangers of their classes": lambda a, b, rng: [
+        random_thing(a.noun, rng),
+        random_thing(b.noun, rng),
+    ],
+    "one twice, the other missing": lambda a, b, rng: [a, a],
+    "one missing": lambda a, b, rng: [a],
+    "one doubled": lambda a, b, rng: [a, b, a],
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.check_metric",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--output", type=Path, required=True, help="folder for pictures, scores and the table")
+    flag("--num_images", type=int, default=8, help="pictures a pair and kind (8)")
+    flag("--pairs", nargs="+", help="names of the miniature's pairs; unset: all")
+    flag("--seed", type=int, default=1, help="of the pictures (1)")
+    add_metric_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    pairs = args.pairs or [name for name, keys in SETS.items() if len(keys) == 2]
+    problems = metric_complaints(args)
+    problems += [
+        f"--pairs {name}: there are {', '.join(SETS)}" for name in pairs if name not in SETS
+    ]
+    refuse(problems)
+    state = join_processes()
+    with state.main_process_first():
+        folder = args.output / "data"
+        if state.is_main_process:
+            write_miniatures(folder)
+    rows: list[Row] = []
+    for number, data_set in enumerate(find_data_sets(folder, pairs, problems)):
+        path, output = args.output / f"{data_set.name}.jsonl", args.output / "dnc" / data_set.name
+        if state.is_main_process:
+            rng = np.random.default_rng([args.seed, number])
+            write_list(path, draw_pictures(data_set, args.num_images, rng, args.output))
+        state.wait_for_everyone()
+        for line in score(path, data_set.folder, output, args):
+            rows += rows_of(line, data_set, embedder_labels(args))
+    if state.is_main_process:
+        table = tabulate(rows)
+        write_table(args.output / TABLE, table)
+        write_image(args.output / SHEET, sheet(rows, args.output))
+        for record in table:
+            print(", ".join(f"{key} {value}" for key, value in record.items()))
+
+
+def draw_pictures(
+    data_set: DataSet, count: int, rng: np.random.Generator, folder: Path
+) -> list[dict[str, Any]]:
+    """Write pictures of every kind below folder; return their lines for the metric."""
+    first, second = (subject.thing for subject in subjects_of(data_set.name))
+    records = []
+    for kind, contents in KINDS.items():
+        for k in range(count):
+            a, b = (first, second) if k % 2 == 0 else (second, first)
+            pixels, _ = arrange(contents(a, b, rng), random_name(rng), rng)
+            image = f"pictures/{data_set.name}/{kind.replace(' ', '_')}_{k:02}.png"
+            write_image(folder / image, Image.fromarray(pixels))
+            told = {"variant": kind, "prompt": kind, "seed": k}
+            records.append({"image": image, "data_set": data_set.name, **told})
+    return records
+
+
+def tabulate(rows: Sequence[Row]) -> list[Record]:
+    """Return, by embedder, kind of pair and kind of picture, what the pictures come to.
+
+    `above` is the share of pairs of a right picture and one of that kind, of the same subjects, in
+    which the right one has the higher D&C.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.embedder, row.kind, row.variant), []).append(row)
+    table: list[Record] = []
+    for (embedder, pair, kind), members in groups.items():
+        right = groups[embedder, pair, RIGHT]
+        interval = bootstrap([row.score for row in members])
+        table.append(
+            {
+                "embedder": embedder,
+                "pair": pair,
+                "kind": kind,
+                "pictures": len(members),
+                "boxes": round(sum(row.boxes for row in members) / len(members), DIGITS),
+                "score": round(interval.mean, DIGITS),
+                "score_low": round(interval.low, DIGITS),
+                "score_high": round(interval.high, DIGITS),
+                "success": round(sum(row.success for row in members) / len(members), DIGITS),
+                "above": None if kind == RIGHT else round(_above(right, members), DIGITS),
+            }
+        )
+    return table
+
+
+def _above(right: Sequence[Row], wrong: Sequence[Row]) -> float:
+    """Return `ranked_rightly` within each data set, averaged over them."""
+    shares = [
+        ranked_rightly(
+            [row.score for row in right if row.data_set == name],
+            [row.score for row in wrong if row.data_set == name],
+        )
+        for name in dict.fromkeys(row.data_set for row in wrong)
+    ]
+    return sum(shares) / len(shares)
+
+
+def sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
+    """Lay out some pictures of every kind, a row a kind, with the main embedder's verdicts."""
+    main_embedder = rows[0].embedder
+    images, captions = [], []
+    for kind in KINDS:
+        members = [row for row in rows if (row.variant, row.embedder) == (kind, main_embedder)]
+        for row in members[:: max(1, len(members) // SHOWN)][:SHOWN]:
+            images.append(load_rgb(folder / row.image))
+            captions.append(f"{kind}: D&C {row.score:.2f}, {row.verdict}")
+    return contact_sheet(images, captions, columns=len(images) // len(KINDS), tile=160)
+
+
+if __name__ == "__main__":
+    main(parse_args())

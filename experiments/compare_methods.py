@@ -1,0 +1,259 @@
+"""Compare DreamBooth, Cut-Mix, Seg-Mix and MuDI on any SDXL folder; the miniature by default.
+
+    python -m experiments.compare_methods --output output/compare
+    accelerate launch -m experiments.compare_methods --output output/compare --experiments methods
+
+Trains the LoRAs by train_segmix_lora_sdxl.py, makes pictures, scores them by Detect-and-Compare and
+writes results.csv (a row a picture and embedder), summary.csv, tables.md, plots/ and sheet.png.
+LoRAs are shared among the variants that need the same, and the work among the processes of a
+launch. A stopped run goes on with the same command; more --experiments or --num_seeds add to it.
+
+Small models leave a GPU idle. Several processes share one by
+ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes=6 -m ... --device cuda
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+import train_segmix_lora_sdxl
+from experiments.data_sets import find_data_sets, make_priors, write_miniatures
+from experiments.making import make, prior_dir, training_words
+from experiments.plan import (
+    EXPERIMENTS,
+    Case,
+    DataSet,
+    Unit,
+    methods,
+    plan_cases,
+    plan_units,
+)
+from experiments.plots import write_figures
+from experiments.results import (
+    Record,
+    Row,
+    flat,
+    markdown,
+    rows_of,
+    summarise,
+    told,
+    write_rows,
+    write_table,
+)
+from experiments.scoring import (
+    add_metric_flags,
+    embedder_labels,
+    metric_complaints,
+    score,
+    write_list,
+)
+from mudi.checks import MODEL_INDEX, PRIOR_FILENAME, model_folder_complaints, refuse
+from mudi.files import write_image, write_text
+from mudi.images import load_rgb
+from mudi.pipelines import BASE_FLAG, DTYPES, VAE_FLAG
+from mudi.preview import contact_sheet
+from mudi.sampling import DEFAULT_GAMMA
+from mudi.work import Journal, join_processes, share
+
+BASE = "mini/weights/sdxl"
+PROMPTS = (  # each on a background that the miniature knows
+    "a photo of {subjects} on a white background",
+    "a photo of {subjects} on a green striped background",
+    "a picture of {subjects} in front of a blue gradient background",
+    "{subjects} on an orange background",
+)
+MINIATURE_TRAINING = (
+    "--resolution 64 --max_train_steps 400 --train_batch_size 4 --rank 16 --learning_rate 1e-3 "
+    "--lr_warmup_steps 0"
+)
+MINIATURE_PRIOR = "--num_images 50 --segmenter foreground"
+SETTINGS = (
+    "pretrained_model_name_or_path pretrained_vae_model_name_or_path dtype train_flags prior_flags "
+    "data_dir prior_dir prompts steps guidance_scale"
+).split()
+RUN, PICTURES = "run.json", "pictures.jsonl"
+RESULTS, SUMMARY, TABLES, SHEET = "results.csv", "summary.csv", "tables.md", "sheet.png"
+SHEET_TILE = 128  # px
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare_methods",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--output", type=Path, required=True, help="folder for everything")
+    flag("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="all")
+    flag("--data_dir", type=Path, help="folder of data folders; unset: the miniature's subjects")
+    flag("--data_sets", nargs="+", help="names of folders in --data_dir; unset: all")
+    flag("--prior_dir", type=Path, help="folder of prior sets by the same names; unset: made anew")
+    flag("--gamma", type=float, default=DEFAULT_GAMMA["sdxl"], help="of MuDI's mean shift")
+    flag("--device", help="of training and pictures; unset: accelerate's choice")
+    group = parser.add_argument_group("training")
+    group.add_argument(BASE_FLAG, default=BASE, help=f"SDXL folder or hub id ({BASE})")
+    group.add_argument(VAE_FLAG, help="a VAE that is safe in half precision")
+    group.add_argument(
+        "--train_flags",
+        default=MINIATURE_TRAINING,
+        help="flags of train_segmix_lora_sdxl.py for all trainings, with an equals sign "
+        f'(--train_flags="{MINIATURE_TRAINING}")',
+    )
+    group.add_argument(
+        "--prior_flags",
+        default=MINIATURE_PRIOR,
+        help="flags of generate_prior.py, where there is no --prior_dir "
+        f'(--prior_flags="{MINIATURE_PRIOR}")',
+    )
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="{subjects}: the names")
+    group.add_argument("--num_seeds", type=int, default=4, help="pictures a prompt (4)")
+    group.add_argument("--steps", type=int, default=30, help="denoising steps (30)")
+    group.add_argument("--guidance_scale", type=float, default=5.0, help="(5)")
+    group.add_argument("--batch_size", type=int, default=8, help="pictures at once (8)")
+    group.add_argument("--dtype", choices=DTYPES, help="unset: fp32 on a CPU, fp16 on a GPU")
+    add_metric_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    refuse(complaints(args))
+    state = join_processes()
+    data_dir = args.data_dir or args.output / "data"
+    with state.main_process_first():
+        if args.data_dir is None and state.is_main_process:
+            write_miniatures(data_dir)
+    problems: list[str] = []
+    data_sets = find_data_sets(data_dir, args.data_sets, problems)
+    cases = plan_cases(args.experiments, args.gamma)
+    units = plan_units(cases, data_sets)
+    if not units:
+        problems.append(
+            f"nothing to do: no data set suits --experiments {' '.join(args.experiments)}"
+        )
+    else:
+        training_args = train_segmix_lora_sdxl.parse_args(training_words(units[0], args))
+        problems += train_segmix_lora_sdxl.check_args(training_args)
+    refuse(problems + prior_complaints(args, units))
+    begin(args, state)
+
+    device = torch.device(args.device or state.device)
+    if args.prior_dir is None:
+        needing = dict.fromkeys(u.data_set.name for u in units if u.training.prior)
+        make_priors(
+            prior_dir(args),
+            [data_set for data_set in data_sets if data_set.name in needing],
+            args.pretrained_model_name_or_path,
+            args.detector,
+            args.prior_flags,
+            state,
+        )
+    journal = Journal(args.output / PICTURES, "image", state)
+    make(share(units, state), args, journal, device, state)
+    records = journal.finish()
+    rows = [row for data_set in data_sets for row in score_set(data_set, records, args, state)]
+    if state.is_main_process:
+        report(args, rows, cases, data_sets)
+
+
+def complaints(args: argparse.Namespace) -> list[str]:
+    """Return what is wrong with the flags, as far as it can be seen at once."""
+    base = args.pretrained_model_name_or_path
+    found = model_folder_complaints(BASE_FLAG, base, MODEL_INDEX)
+    found += metric_complaints(args)
+    for name in ("num_seeds", "steps", "batch_size"):
+        if getattr(args, name) < 1:
+            found.append(f"--{name} {getattr(args, name)}: must be 1 or more")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # a CPU-only PyTorch asserts
+        found.append(f"--device {args.device}: {str(error).splitlines()[0]}")
+    found += [f'--prompts "{p}": no {{subjects}}' for p in args.prompts if "{subjects}" not in p]
+    return found
+
+
+def prior_complaints(args: argparse.Namespace, units: Sequence[Unit]) -> list[str]:
+    if args.prior_dir is None:
+        return []
+    paths = [args.prior_dir / u.data_set.name / PRIOR_FILENAME for u in units if u.training.prior]
+    return [f"--prior_dir: no {path}" for path in dict.fromkeys(paths) if not path.is_file()]
+
+
+def begin(args: argparse.Namespace, state: PartialState) -> None:
+    """Note what LoRAs and pictures depend on; refuse to mix them with others in one folder."""
+    settings = json.loads(json.dumps({key: getattr(args, key) for key in SETTINGS}, default=str))
+    path = args.output / RUN
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    changed = [f"{key} was {earlier.get(key)}" for key in SETTINGS if earlier[key] != settings[key]]
+    refuse(
+        [f"{path}: made otherwise; take another --output ({'; '.join(changed)})"] * bool(changed)
+    )
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def score_set(
+    data_set: DataSet, records: Sequence[Record], args: argparse.Namespace, state: PartialState
+) -> list[Row]:
+    """Score all pictures that there are of a data set."""
+    pictures = [
+        record
+        for record in records
+        if record["data_set"] == data_set.name and (args.output / record["image"]).is_file()
+    ]
+    if not pictures:
+        return []
+    path, output = args.output / f"{data_set.name}.jsonl", args.output / "dnc" / data_set.name
+    if state.is_main_process:
+        write_list(path, pictures)
+    state.wait_for_everyone()
+    lines = score(path, data_set.folder, output, args)
+    return [row for line in lines for row in rows_of(line, data_set, embedder_labels(args))]
+
+
+def report(
+    args: argparse.Namespace, rows: list[Row], cases: list[Case], data_sets: list[DataSet]
+) -> None:
+    """Write tables, figures and the contact sheet."""
+    summaries = summarise(rows, cases, data_sets)
+    write_rows(args.output / RESULTS, rows)
+    write_table(args.output / SUMMARY, [flat(summary) for summary in summaries])
+    write_text(args.output / TABLES, markdown(summaries))
+    figures = write_figures(args.output / "plots", summaries)
+    sheet = method_sheet(args, data_sets)
+    if sheet is not None:
+        write_image(args.output / SHEET, sheet)
+    for summary in summaries:
+        if summary.experiment == "methods":
+            print(
+                f"{summary.label} ({summary.kind}, {summary.embedder}): "
+                f"D&C {told(summary.score, '.3f')}, success {told(summary.success, '.0%')}"
+            )
+    print(f"{len(rows)} rows in {args.output / RESULTS}, {len(figures)} plots; look at {SHEET}")
+
+
+def method_sheet(args: argparse.Namespace, data_sets: Sequence[DataSet]) -> Image.Image | None:
+    """Lay out each data set's first picture by every method, a row a method; None without any."""
+    images, captions = [], []
+    for label, variant in methods(args.gamma).items():
+        paths = [
+            args.output / f"pictures/{data_set.name}/{variant.name}/00_000.png"
+            for data_set in data_sets
+        ]
+        if not any(path.is_file() for path in paths):
+            continue
+        for path, data_set in zip(paths, data_sets, strict=True):
+            blank = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
+            images.append(load_rgb(path) if path.is_file() else blank)
+            captions.append(f"{label}: {data_set.name.replace('_', ' ')}")
+    return contact_sheet(images, captions, len(data_sets), SHEET_TILE) if images else None
+
+
+if __name__ == "__main__":
+    main(parse_args())

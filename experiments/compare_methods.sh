@@ -1,0 +1,19 @@
+#!/bin/bash
+# The comparison with its variables on top; from any folder. More processes: PROCESSES=4 ./compare_methods.sh
+BASE=${BASE:-mini/weights/sdxl}
+OUTPUT=${OUTPUT:-output/compare}
+EXPERIMENTS=${EXPERIMENTS:-"methods gamma subjects size ablations"}
+DETECTOR=${DETECTOR:-mini/weights/detector}
+EMBEDDERS=${EMBEDDERS:-"mini/weights/embedder_a mini/weights/embedder_b"}
+NUM_SEEDS=${NUM_SEEDS:-4}
+GAMMA=${GAMMA:-0.1}
+TRAIN_FLAGS=${TRAIN_FLAGS:-"--resolution 64 --max_train_steps 400 --train_batch_size 4 --rank 16 --learning_rate 1e-3 --lr_warmup_steps 0"}
+PROCESSES=${PROCESSES:-1}
+LAUNCH="--num_processes=$PROCESSES"
+[ "$PROCESSES" -gt 1 ] && LAUNCH="$LAUNCH --multi_gpu --main_process_port=0"
+
+cd "$(dirname "$0")/.." || exit 1
+exec accelerate launch $LAUNCH -m experiments.compare_methods \
+    --pretrained_model_name_or_path="$BASE" --output="$OUTPUT" --experiments $EXPERIMENTS \
+    --detector="$DETECTOR" --embedder $EMBEDDERS --num_seeds="$NUM_SEEDS" --gamma="$GAMMA" \
+    --train_flags="$TRAIN_FLAGS" "$@"

@@ -1,0 +1,135 @@
+"""LoRAs trained and pictures made, unit by unit; what is there already is left as it is."""
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+from tqdm.auto import tqdm
+
+from experiments.plan import DataSet, Unit, Variant
+from experiments.training import train, training_process
+from mudi.files import write_image
+from mudi.lora import WEIGHTS_NAME
+from mudi.metadata import load_subjects
+from mudi.pipelines import BASE_FLAG, DTYPES, VAE_FLAG, load_pipeline
+from mudi.sampling import Sampler, Sampling, Shot, load_loras
+from mudi.segmix import listed
+from mudi.work import Journal
+
+CHECKPOINTS = (  # a stopped training goes on too
+    "--checkpointing_steps 500 --checkpoints_total_limit 1 --resume_from_checkpoint latest "
+    "--report_to none --seed 0"
+).split()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture: its file, relative to --output, and what is to be in it."""
+
+    image: str
+    data_set: DataSet
+    variant: Variant
+    shot: Shot
+
+    @property
+    def record(self) -> dict[str, Any]:
+        told = {"variant": self.variant.name, "prompt": self.shot.prompt, "seed": self.shot.seed}
+        return {"image": self.image, "data_set": self.data_set.name, **told}
+
+
+def prior_dir(args: argparse.Namespace) -> Path:
+    return args.prior_dir or args.output / "prior"
+
+
+def lora_dir(unit: Unit, args: argparse.Namespace) -> Path:
+    return args.output / "loras" / unit.name
+
+
+def training_words(unit: Unit, args: argparse.Namespace) -> list[str]:
+    """Return the training script's command line."""
+    words = [f"{BASE_FLAG}={args.pretrained_model_name_or_path}"]
+    if args.pretrained_vae_model_name_or_path:
+        words.append(f"{VAE_FLAG}={args.pretrained_vae_model_name_or_path}")
+    words += [f"--instance_data_dir={unit.data_set.folder}", f"--output_dir={lora_dir(unit, args)}"]
+    words += [*CHECKPOINTS, *shlex.split(args.train_flags), *unit.training.flags]
+    if unit.training.prior:
+        words.append(f"--class_data_dir={prior_dir(args) / unit.data_set.name}")
+    return words
+
+
+def jobs_of(unit: Unit, args: argparse.Namespace) -> Iterator[Job]:
+    """Yield the pictures of a unit: every prompt and seed by every variant."""
+    names = unit.data_set.names
+    for variant in unit.variants:
+        scales = variant.scales(list(names))
+        for p, template in enumerate(args.prompts):
+            prompt = template.replace("{subjects}", listed(list(names.values())))
+            for seed in range(args.num_seeds):
+                image = f"pictures/{unit.data_set.name}/{variant.name}/{p:02}_{seed:03}.png"
+                shot = Shot(prompt, seed, variant.gamma, scales=scales)
+                yield Job(image, unit.data_set, variant, shot)
+
+
+def make(
+    units: Sequence[Unit],
+    args: argparse.Namespace,
+    journal: Journal,
+    device: torch.device,
+    state: PartialState,
+) -> None:
+    """Train the LoRAs and make the pictures that are not there yet, unit by unit."""
+    log = args.output / f"training.{state.process_index}.log"
+    pipeline: DiffusionPipeline | None = None
+    bar = tqdm(units, "LoRAs", disable=not state.is_main_process)
+    with training_process(device, log) as process:
+        for unit in bar:
+            todo = [job for job in jobs_of(unit, args) if not is_done(job, args, journal)]
+            if not todo:
+                continue
+            bar.set_postfix_str(unit.name)
+            train_unit(unit, args, process)
+            if pipeline is None:
+                pipeline = load_pipeline(
+                    args.pretrained_model_name_or_path,
+                    args.pretrained_vae_model_name_or_path,
+                    device,
+                    args.dtype and DTYPES[args.dtype],
+                ).to(device)
+            draw(unit, todo, pipeline, args, journal)
+
+
+def is_done(job: Job, args: argparse.Namespace, journal: Journal) -> bool:
+    return job.image in journal.done and (args.output / job.image).is_file()
+
+
+def train_unit(unit: Unit, args: argparse.Namespace, process: ProcessPoolExecutor) -> None:
+    """Train a unit's LoRA, unless that is done."""
+    if not (lora_dir(unit, args) / WEIGHTS_NAME).is_file():
+        process.submit(train, training_words(unit, args)).result()
+
+
+def draw(
+    unit: Unit,
+    jobs: Sequence[Job],
+    pipeline: DiffusionPipeline,
+    args: argparse.Namespace,
+    journal: Journal,
+) -> None:
+    """Make a unit's pictures."""
+    load_loras(pipeline, [str(lora_dir(unit, args))], [1.0])
+    sampling = Sampling(None, args.steps, args.guidance_scale, unit.training.negative_prompt)
+    sampler = Sampler(pipeline, sampling, load_subjects(unit.data_set.folder))
+    for start in range(0, len(jobs), args.batch_size):
+        batch = jobs[start : start + args.batch_size]
+        pictures = sampler.draw([job.shot for job in batch])
+        for job, picture in zip(batch, pictures, strict=True):
+            write_image(args.output / job.image, picture.image)
+            journal.add(job.record)
+    pipeline.unload_lora_weights()

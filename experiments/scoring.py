@@ -1,0 +1,66 @@
+"""Detect-and-Compare as its command runs it, on a list of pictures."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from detect_and_compare import __main__ as metric
+from detect_and_compare.results import Line
+from experiments.results import Record
+from mudi.checks import model_folder_complaints
+from mudi.files import write_text
+from mudi.metadata import read_records
+
+DETECTOR = "mini/weights/detector"
+EMBEDDERS = ("mini/weights/embedder_a", "mini/weights/embedder_b")
+
+
+def add_metric_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `score` reads."""
+    group = parser.add_argument_group("metric")
+    group.add_argument("--detector", default=DETECTOR, help=f"as detect_and_compare's ({DETECTOR})")
+    group.add_argument(
+        "--embedder", nargs="+", default=list(EMBEDDERS), help="the first is the main one"
+    )
+    group.add_argument(
+        "--metric_flags",
+        default="",
+        help="more flags of detect_and_compare, with an equals sign: "
+        '--metric_flags="--nms 0.5 --crop_references"',
+    )
+
+
+def metric_complaints(args: argparse.Namespace) -> list[str]:
+    """Complain about folders that are not there; names without a slash are detect_and_compare's."""
+    named = [("--detector", args.detector), *(("--embedder", name) for name in args.embedder)]
+    return [
+        problem
+        for flag, name in named
+        if "/" in name
+        for problem in model_folder_complaints(flag, name, "config.json")
+    ]
+
+
+def embedder_labels(args: argparse.Namespace) -> list[str]:
+    return [Path(name).name for name in args.embedder]
+
+
+def write_list(path: Path, pictures: Sequence[Record]) -> None:
+    """Write the JSONL of pictures that the metric takes."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in pictures))
+
+
+def score(pictures: Path, references: Path, output: Path, args: argparse.Namespace) -> list[Line]:
+    """Score pictures, together with the launch's other processes; return their scores' lines.
+
+    Args:
+        pictures: a file of `write_list`.
+        references: the subjects' data folder.
+        output: folder for the scores; what is there is not scored again.
+    """
+    words = ["--images", str(pictures), "--references", str(references), "--output", str(output)]
+    words += ["--detector", args.detector, "--embedder", *args.embedder]
+    metric.main(metric.parse_args([*words, *shlex.split(args.metric_flags)]))
+    return read_records(output / metric.SCORES)

@@ -1,0 +1,45 @@
+"""Runs the training script in a process of its own, apart from a launch's other processes."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+import train_segmix_lora_sdxl
+
+# What makes a process one of a launch: a training in it would train with all the others
+LAUNCH_VARIABLES = (
+    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT"
+).split()
+
+
+def training_process(device: torch.device, log: Path) -> ProcessPoolExecutor:
+    """Return a process that starts with its first training and stays for the next ones.
+
+    Importing the libraries takes longer than training a small LoRA, so not one process for each.
+
+    Args:
+        device: what it trains on.
+        log: file that takes what the trainings print.
+    """
+    settings = (device.type, device.index, log)
+    return ProcessPoolExecutor(1, get_context("spawn"), _leave_launch, settings)
+
+
+def train(words: list[str]) -> None:
+    """Run the training script with a command line."""
+    train_segmix_lora_sdxl.main(train_segmix_lora_sdxl.parse_args(words))
+
+
+def _leave_launch(kind: str, index: int | None, log: Path) -> None:
+    for name in LAUNCH_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["ACCELERATE_USE_CPU"] = str(kind == "cpu")
+    if kind == "cuda" and index is not None:
+        torch.cuda.set_device(index)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -1,0 +1,382 @@
+"""The comparison of methods on random models: from the plan to the plots, stopped and continued."""
+
+import csv
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from PIL import Image
+from test_launch import LAUNCH, offline
+from training import lora_of, reset_accelerate
+
+from experiments import by_hand, check_metric, compare_methods, making
+from experiments.plan import (
+    DIFFERENT_CLASSES,
+    SAME_CLASS,
+    SEGMIX,
+    DataSet,
+    Variant,
+    covers,
+    methods,
+    plan_cases,
+    plan_units,
+)
+from experiments.plots import FIGURES, write_figures
+from experiments.results import Row, flat, markdown, rows_of, summarise
+from experiments.stats import Interval, agreement, bootstrap, cohens_kappa, ranked_rightly
+from mini.tiny import save_tiny_dinov2, save_tiny_owlv2, tiny_sdxl
+from mudi.segmix import CUTMIX_NEGATIVE_PROMPT
+
+torch.set_num_threads(1)
+FOXES = DataSet("foxes", Path("foxes"), {"a": "zul fox", "b": "pll fox"})
+PETS = DataSet("pets", Path("pets"), {"a": "ubo cat", "b": "mig dog"})
+THREE = DataSet("three", Path("three"), {"a": "olis robot", "b": "ubo cat", "c": "mig dog"})
+SETS = [FOXES, PETS, THREE]
+
+
+# Statistics
+
+
+def test_the_bootstrap_of_equal_values_has_no_width():
+    assert bootstrap([0.5, 0.5, 0.5]) == Interval(0.5, 0.5, 0.5)
+
+
+def test_the_bootstrap_interval_is_that_of_a_mean():
+    """100 coins, half of them heads: 0.5 with a standard error of 0.05, so 0.4 to 0.6."""
+    interval = bootstrap([0.0, 1.0] * 50)
+    assert interval.mean == 0.5
+    assert interval.low == pytest.approx(0.40, abs=0.015)
+    assert interval.high == pytest.approx(0.60, abs=0.015)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap([])
+
+
+def test_a_ranking_counts_the_pairs_in_the_right_order():
+    """Of 3 > 1, 3 > 2, 2 > 1 and 2 = 2: three and a half of four."""
+    assert ranked_rightly([3, 2], [1, 2]) == 0.875
+
+
+def test_agreement_by_hand():
+    """Judges agree on 3 of 4; by chance on 1/2 · 3/4 + 1/2 · 1/4 = 1/2; kappa 0.25 / 0.5."""
+    ours, theirs = [True, True, False, False], [True, True, True, False]
+    assert agreement(ours, theirs) == 0.75
+    assert cohens_kappa(ours, theirs) == 0.5
+    assert cohens_kappa([True], [True]) is None
+
+
+# The plan
+
+
+def test_the_kind_of_a_data_set_follows_from_its_nouns():
+    assert [data_set.kind for data_set in SETS] == [SAME_CLASS, DIFFERENT_CLASSES, "3 subjects"]
+
+
+def test_seg_mix_and_mudi_share_a_lora_and_no_picture_is_planned_twice():
+    units = plan_units(plan_cases(["methods", "gamma"], gamma=0.1), SETS)
+    assert len(units) == 2 * 6  # two pairs; DreamBooth, Cut-Mix, Seg-Mix, each with either loss
+    [unit] = [unit for unit in units if unit.name == "segmix/foxes"]
+    assert unit.variants[:2] == (Variant(SEGMIX), Variant(SEGMIX, 0.1))
+    assert len(unit.variants) == len(set(unit.variants)) == 8  # the gammas, 0 and 0.1 among them
+
+
+def test_experiments_cover_the_data_sets_that_they_are_about():
+    seen = {
+        name: [s.name for s in SETS if covers(case, s)]
+        for name in ("methods", "gamma", "subjects", "size", "ablations")
+        for case in plan_cases([name], 0.1)
+    }
+    pairs = ["foxes", "pets"]
+    assert seen == dict.fromkeys(seen, pairs) | {"subjects": ["pets", "three"]}
+
+
+def test_cut_mix_alone_has_a_negative_prompt():
+    told = {label: variant.training.negative_prompt for label, variant in methods(0.1).items()}
+    assert told == dict.fromkeys(told) | {"Cut-Mix": CUTMIX_NEGATIVE_PROMPT}
+
+
+def test_a_size_ratio_becomes_scales_of_which_the_larger_is_1():
+    variant = Variant(SEGMIX, 0.1, 0.5)
+    assert variant.scales(["a", "b"]) == {"a": 1.0, "b": 0.5}
+    assert replace(variant, size_ratio=4.0).scales(["a", "b"]) == {"a": 0.25, "b": 1.0}
+    assert Variant(SEGMIX).scales(["a", "b"]) is None
+
+
+# Results
+
+
+def line(boxes, verdict="good", score=1.0, variant="segmix_gamma_0", matched=(0, 1)):
+    subjects = {name: {"detection": i} for name, i in zip("ab", matched, strict=True)}
+    scores = {"net@1": {"score": score, "verdict": verdict, "subjects": subjects}}
+    told = {"image": "x.png", "variant": variant, "prompt": "two foxes", "seed": 0}
+    return {**told, "boxes": boxes, "scores": scores}
+
+
+def test_a_row_measures_the_second_subject_s_size_by_the_first_s():
+    """The first subject is box 1, 20 x 10; the second is box 0, 5 x 8."""
+    [row] = rows_of(line([[0, 0, 5, 8], [0, 0, 20, 10]], matched=(1, 0)), FOXES, ["net"])
+    assert row.size_ratio == 0.4
+    assert (row.embedder, row.kind, row.boxes, row.success) == ("net", SAME_CLASS, 2, True)
+    [row] = rows_of(line([[0, 0, 5, 8]], "missing", matched=(0, None)), FOXES, ["net"])
+    assert row.size_ratio is None and not row.success
+
+
+def some_rows() -> list[Row]:
+    """Seg-Mix on foxes: D&C 1 (good) and 0 (one box)."""
+    good = line([[0, 0, 8, 8], [0, 0, 8, 4]])
+    bad = line([[0, 0, 8, 8]], "missing", 0.0, matched=(0, None))
+    return [row for made in (good, bad) for row in rows_of(made, FOXES, ["net"])]
+
+
+def test_a_summary_by_hand():
+    cases = [case for case in plan_cases(["gamma"], 0.1) if case.value == 0]
+    [summary] = summarise(some_rows(), cases, SETS)
+    assert (summary.experiment, summary.kind, summary.num_subjects) == ("gamma", SAME_CLASS, 2)
+    assert (summary.pictures, summary.counted) == (2, 0.5)
+    assert summary.score == summary.success == Interval(0.5, 0.0, 1.0)
+    assert summary.size_ratio == Interval(1.0, 1.0, 1.0)
+    columns = flat(summary)
+    assert (columns["success"], columns["success_low"], columns["success_high"]) == (0.5, 0, 1)
+
+
+def test_a_table_for_reading(tmp_path):
+    cases = [case for case in plan_cases(["gamma"], 0.1) if case.value == 0]
+    text = markdown(summarise(some_rows(), cases, SETS))
+    assert text.splitlines()[2:] == [
+        "| | pairs | pictures | right count | D&C | success | relative size |",
+        "|---|---|---|---|---|---|---|",
+        "| Seg-Mix (0) | same class | 2 | 50% | 0.500 [0.000, 1.000] | 50% [0%, 100%] "
+        "| 1.00 [1.00, 1.00] |",
+    ]
+
+
+def test_every_experiment_has_its_figure(tmp_path):
+    """Also where no picture has two boxes, so that there is no size to draw."""
+    cases = plan_cases(FIGURES, 0.1)
+    [one] = rows_of(line([], "missing", matched=(None, None)), FOXES, ["net"])
+    rows = [
+        replace(one, variant=case.variant.name, data_set=s.name, kind=s.kind)
+        for case in cases
+        for s in SETS
+        if covers(case, s)
+    ]
+    written = write_figures(tmp_path, summarise(rows, cases, SETS))
+    assert {path.name for path in written} == {f"{name}.png" for name in FIGURES}
+    assert all(np.asarray(Image.open(path)).std() > 0 for path in written)
+
+
+# By hand
+
+
+def results_file(folder: Path) -> Path:
+    """Four pictures by one embedder: the metric counts 2, 2, 1, 3, and calls the first two good."""
+    found = [(2, "good"), (2, "good"), (1, "missing"), (3, "extra")]
+    lines = ["image,embedder,boxes,verdict,prompt"]
+    for i, (boxes, verdict) in enumerate(found):
+        Image.new("RGB", (8, 8), (i * 50, 0, 0)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,net,{boxes},{verdict},two foxes")
+    path = folder / "results.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def by_hand_main(*words: object) -> None:
+    by_hand.main(by_hand.parse_args([str(word) for word in words]))
+
+
+def test_a_persons_verdicts_are_compared_with_the_metric_s(tmp_path, capsys):
+    """Same count in 3 of 4; same success in 3 of 4; kappa 0.5 as above."""
+    results = results_file(tmp_path)
+    by_hand_main("sample", "--results", results, "--output", tmp_path / "hand", "--count", 9)
+    template = tmp_path / "hand" / by_hand.VERDICTS
+    drawn = [json.loads(text) for text in template.read_text().splitlines()]
+    assert sorted(record["image"] for record in drawn) == [f"{i}.png" for i in range(4)]
+    assert (tmp_path / "hand" / "sheet_00.png").is_file()
+    said = {"0": (2, "good"), "1": (2, "good"), "2": (2, "good"), "3": (3, "extra")}
+    filled = [{**r, **dict(zip(("count", "verdict"), said[r["image"][0]], strict=True))}
+              for r in drawn]  # fmt: skip
+    template.write_text("".join(json.dumps(record) + "\n" for record in filled))
+    capsys.readouterr()
+    by_hand_main("compare", "--results", results, "--verdicts", template)
+    assert capsys.readouterr().out == (
+        "net: 4 pictures; the same count in 75%, the same success in 75% (kappa 0.50); "
+        "good by hand 75%, by the metric 50%\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "record, told",
+    [
+        ({"image": "0.png", "count": None, "verdict": None}, "no line has a verdict"),
+        ({"image": "0.png", "count": "2", "verdict": "good"}, '"count" must be a whole number'),
+        ({"image": 0, "count": 2, "verdict": "good"}, '"image" and "verdict" must be texts'),
+        ({"image": "9.png", "count": 2, "verdict": "good"}, "none of the 1 judged pictures"),
+    ],
+)
+def test_verdicts_that_cannot_be_used_are_told(tmp_path, record, told):
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(SystemExit, match=told):
+        by_hand_main("compare", "--results", results_file(tmp_path), "--verdicts", path)
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A random SDXL; detectors that always see one box and four; two embedders."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_sdxl().save_pretrained(folder / "sdxl")
+    save_tiny_owlv2(folder / "one", grid=1)
+    save_tiny_owlv2(folder / "detector", grid=2)
+    save_tiny_dinov2(folder / "embedder_a")
+    save_tiny_dinov2(folder / "embedder_b", seed=1)
+    return folder
+
+
+def metric_words(models, detector="one"):
+    embedders = [str(models / name) for name in ("embedder_a", "embedder_b")]
+    return ["--detector", str(models / detector), "--embedder", *embedders]
+
+
+def words(models, out, *more):
+    small = "--resolution 64 --max_train_steps 2 --train_batch_size 1 --rank 2 --lr_warmup_steps 0"
+    prior = "--num_images 2 --segmenter foreground --threshold 0 --resolution 64"
+    return [
+        *("--pretrained_model_name_or_path", str(models / "sdxl"), "--output", str(out)),
+        *metric_words(models),
+        *("--metric_flags", f"--detector {models / 'detector'} --threshold 0.5"),
+        *("--train_flags", small, "--prior_flags", f"{prior} --num_inference_steps 1"),
+        *("--prompts", "a photo of {subjects}", "--steps", "2", *more),
+    ]
+
+
+def run(models, out, *more):
+    reset_accelerate()
+    compare_methods.main(compare_methods.parse_args(words(models, out, *more)))
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+ALL_METHODS = ("--experiments", "methods", "--data_sets", "two_foxes", "--num_seeds", "1")
+
+
+@pytest.fixture(scope="module")
+def finished(models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "out"
+    run(models, out, *ALL_METHODS)
+    return out
+
+
+def test_methods_are_trained_drawn_scored_and_drawn_up(finished):
+    rows, summary = read(finished / "results.csv"), read(finished / "summary.csv")
+    assert len(rows) == 8 * 2 and len({row["image"] for row in rows}) == 8
+    assert {row["embedder"] for row in rows} == {"embedder_a", "embedder_b"}
+    labels = [row["label"] for row in summary if row["embedder"] == "embedder_a"]
+    methods_told = ["DreamBooth", "Cut-Mix", "Seg-Mix", "MuDI"]
+    assert labels == [*methods_told, *(f"{label}, prior" for label in methods_told)]
+    assert (finished / "sheet.png").is_file()
+    for embedder in ("embedder_a", "embedder_b"):
+        assert (finished / "plots" / embedder / "methods.png").is_file()
+
+
+def test_every_training_had_the_flags_of_its_method(finished):
+    def arguments(name):
+        path = finished / "loras" / name / "two_foxes" / "run_arguments.json"
+        return json.loads(path.read_text())
+
+    keys = ("mix", "segmix_prob", "dco_beta")
+    assert len(list((finished / "loras").iterdir())) == 6
+    assert [arguments("dreambooth")[key] for key in keys] == ["segmix", 0, 1000]
+    assert [arguments("cutmix")[key] for key in keys] == ["cutmix", 0.3, 1000]
+    assert [arguments("segmix_prior")[key] for key in keys] == ["segmix", 0.3, 0]
+
+
+def test_a_stopped_comparison_goes_on_without_doing_anything_twice(
+    models, finished, tmp_path, monkeypatch
+):
+    """Stopped in the second LoRA's pictures; nine are there, and stay. The rest is as ever."""
+    out = tmp_path / "out"
+    plain, budget = making.write_image, iter(range(9))
+
+    def stop_after_nine(*args):
+        if next(budget, None) is None:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    def times():
+        made = (*out.glob("loras/*/*/*.safetensors"), *out.glob("pictures/*/*/*.png"))
+        return {path: path.stat().st_mtime_ns for path in made}
+
+    two_sets = ("--data_sets", "two_foxes", "cat_and_dog", "--num_seeds", "1")
+    monkeypatch.setattr(making, "write_image", stop_after_nine)
+    with pytest.raises(KeyboardInterrupt):
+        run(models, out, "--experiments", "gamma", *two_sets)
+    monkeypatch.undo()
+    kept = times()
+    assert len(kept) == 2 + 9
+    run(models, out, "--experiments", "gamma", *two_sets)
+    assert times().items() >= kept.items() and len(times()) == 2 + 16
+    one, other = (lora_of(folder / "loras/segmix/two_foxes") for folder in (out, finished))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    for variant in ("segmix_gamma_0", "segmix_gamma_0.1"):
+        shown = [folder / f"pictures/two_foxes/{variant}/00_000.png" for folder in (out, finished)]
+        again, before = (np.asarray(Image.open(path)).astype(int) for path in shown)
+        assert abs(again - before).max() <= 1
+
+
+def test_two_processes_add_pictures_to_finished_loras(models, finished):
+    """No LoRA is made anew; each process makes its share of the units' pictures."""
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("loras/*/*/*.safetensors")}
+    launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]
+    more = words(models, finished, *ALL_METHODS[:-1], "2")
+    command = [*launch, "experiments.compare_methods", *more]
+    subprocess.run(command, cwd=ROOT, env=offline(ACCELERATE_USE_CPU="true"), check=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(read(finished / "results.csv")) == 2 * 8 * 2
+
+
+def test_another_training_into_the_same_folder_is_refused(models, finished):
+    with pytest.raises(SystemExit, match=r"made otherwise; .* \(steps was 2\)"):
+        run(models, finished, *ALL_METHODS, "--steps", "3")
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (["--num_seeds", "0"], "--num_seeds 0: must be 1 or more"),
+        (["--prompts", "two foxes"], '--prompts "two foxes": no {subjects}'),
+        (["--detector", "no/such/folder"], "--detector no/such/folder: no such folder"),
+        (["--experiments", "subjects"], "nothing to do: no data set suits --experiments subjects"),
+        (["--device", "teapot"], "--device teapot: "),
+        (["--data_sets", "four_foxes"], "four_foxes: no such folder"),
+        (["--train_flags", "--rank 0"], "--rank 0: must be 1 or more"),
+        (["--prior_dir", "/nowhere"], "--prior_dir: no /nowhere/two_foxes/class_metadata.jsonl"),
+    ],
+)
+def test_bad_flags_are_told_before_anything_is_trained(models, tmp_path, more, told):
+    with pytest.raises(SystemExit) as stopped:
+        run(models, tmp_path, *ALL_METHODS, *more)
+    assert told in str(stopped.value)
+    assert not (tmp_path / "loras").exists()
+
+
+def test_constructed_pictures_are_scored_by_kind(tmp_path):
+    """Colours alone, on whole pictures, tell a picture that lacks a subject from a right one."""
+    flags = ["--output", str(tmp_path), "--pairs", "two_foxes", "--num_images", "2"]
+    plain = ["--detector", "foreground", "--embedder", "colours"]
+    reset_accelerate()
+    check_metric.main(check_metric.parse_args([*flags, *plain]))
+    table = {record["kind"]: record for record in read(tmp_path / check_metric.TABLE)}
+    assert list(table) == list(check_metric.KINDS)
+    assert table["both"]["above"] == "" and 0 <= float(table["one missing"]["above"]) <= 1
+    assert {record["pictures"] for record in table.values()} == {"2"}
+    assert (tmp_path / check_metric.SHEET).is_file()
