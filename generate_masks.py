@@ -1,13 +1,14 @@
-"""Make the masks of a folder of photos: OWLv2 finds the subject, SAM cuts it out.
+r"""Make the masks of a folder of photos: OWLv2 finds the subject, SAM cuts it out.
 
     python generate_masks.py --instance_data_dir photos --query a="action figure" b="dog" \
         --sam_checkpoint sam_vit_h_4b8939.pth \
         --write_metadata --names a="olis action figure" b="hta corgi"
 
-A photo belongs to the id that metadata.jsonl gives it, else to the id its sub-folder is named after,
-else to the longest id that its name begins with. Existing masks are kept. A contact sheet shows every
-photo with its box and mask; photos that need help are listed with what was seen and what to do.
-"""  # noqa: E501
+A photo belongs to the id that metadata.jsonl gives it, else to the id its sub-folder is named
+after, else to the longest id that its name begins with. Existing masks are kept. A contact sheet
+shows every photo with its box and mask; photos that need help are listed with what was seen and
+what to do.
+"""
 
 import argparse
 from pathlib import Path
@@ -16,18 +17,18 @@ import torch
 
 from mudi import segment
 from mudi.args import id_table
-from mudi.checks import refuse
+from mudi.checks import SetupError, refuse, unwritable
 from mudi.files import write_image
+from mudi.masker import Masker, make_masks, result_sheet
 from mudi.masking import (
     METADATA,
     SHEET,
     Job,
-    Masker,
     add_masking_flags,
     find_jobs,
     load_models,
-    make_masks,
-    result_sheet,
+    masking_complaints,
+    name_complaints,
     write_metadata,
 )
 
@@ -38,13 +39,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--instance_data_dir", type=Path, required=True, help="folder of photos")
     parser.add_argument(
-        "--query", nargs="+", required=True, metavar="ID=NOUN", help="what to look for, per subject"
+        "--query",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="ID=NOUN",
+        help="what to look for, per subject",
     )
     add_masking_flags(parser, segment.PHOTO_THRESHOLD)
     parser.add_argument("--pick", choices=("largest", "best"), help="which of several boxes")
     parser.add_argument(
         "--box",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE=x0,y0,x1,y1",
         help="a photo's box by hand (px)",
@@ -52,6 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--point",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE=x,y",
         help="a pixel on the subject; repeatable",
@@ -61,6 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--names",
         nargs="+",
+        action="extend",
         default=[],
         metavar="ID=NAME",
         help="prompt names for --write_metadata",
@@ -71,26 +80,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     folder = args.instance_data_dir
-    problems: list[str] = []
+    problems = [*masking_complaints(args), *_device_complaints(args.device)]
     queries = id_table(args.query, "--query", problems)
     names = id_table(args.names, "--names", problems)
     boxes = _by_file(args.box, 4, "--box", problems)
     points = _by_file(args.point, 2, "--point", problems)
     jobs = find_jobs(folder, list(queries), problems)
     problems += _place_complaints({*boxes, *points}, jobs)
+    problems += [f"--box {name}: given twice" for name, found in boxes.items() if len(found) > 1]
+    if jobs and (why := unwritable(folder)):
+        problems.append(f"--instance_data_dir {folder}: {why}")
     if args.write_metadata:
-        problems += _name_complaints(folder, queries, names)
+        problems += name_complaints(folder, queries, names)
     refuse(problems)
 
     try:
         models = load_models(
             args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, args.device
         )
+        masker = Masker(*models, queries, args.threshold, args.pick)
     except segment.SegmentError as error:
-        refuse([str(error)])
-    masker = Masker(*models, queries, args.threshold, args.pick)
-    last_boxes = {name: found[-1] for name, found in boxes.items()}
-    results = make_masks(jobs, masker, last_boxes, points, args.overwrite)
+        raise SetupError(str(error)) from error
+    one_box = {name: found[0] for name, found in boxes.items()}
+    results = make_masks(jobs, masker, one_box, points, args.overwrite)
 
     write_image(folder / SHEET, result_sheet(results))
     unresolved = [f"{r.job.name}: {r.problem}" for r in results if r.problem]
@@ -114,11 +126,14 @@ def _place_complaints(given: set[str], jobs: list[Job]) -> list[str]:
     return found
 
 
-def _name_complaints(folder: Path, queries: dict[str, str], names: dict[str, str]) -> list[str]:
-    if (folder / METADATA).is_file():
-        return []
-    missing = [subject for subject in queries if subject not in names]
-    return [f"--write_metadata needs --names for {', '.join(missing)}"] if missing else []
+def _device_complaints(name: str) -> list[str]:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return [f"--device {name}: torch knows no such device; give cuda, cuda:1, ... or cpu"]
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return [f"--device {name}: there is no such GPU here; give --device cpu"]
+    return []
 
 
 def _by_file(

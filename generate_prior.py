@@ -11,14 +11,11 @@ is drawn anew by its next try. Another --id in the same --out_dir adds its class
 """
 
 import argparse
-import hashlib
-import json
 import os
-import random
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +28,15 @@ from tqdm.auto import tqdm
 
 from mudi import segment
 from mudi.args import id_table
-from mudi.checks import SetupError, refuse
+from mudi.checks import SetupError, refuse, unwritable
 from mudi.files import write_image
-from mudi.masking import MASK_PREFIX, add_masking_flags, is_plausible, load_models, write_mask
+from mudi.masking import (
+    add_masking_flags,
+    is_plausible,
+    load_models,
+    masking_complaints,
+    write_mask,
+)
 from mudi.pipelines import (
     SDXL_BASE,
     add_pipeline_flags,
@@ -43,47 +46,23 @@ from mudi.pipelines import (
     pipeline_settings,
     place,
 )
-from mudi.prior import class_lines, is_done, read_listed, write_class_metadata
+from mudi.prior import (
+    DEFAULT_ID,
+    Job,
+    check_log,
+    class_lines,
+    is_done,
+    read_listed,
+    settings_of,
+    unfinished,
+    write_class_metadata,
+)
 from mudi.work import Journal, join_processes, share
 
-DEFAULT_ID = "a"  # its files keep the original's names, img_<i>.png and mask_<i>.png
 LOG = "prior_log.jsonl"
-SETTINGS = (  # with the query, what a try follows from
-    "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype prompt "
-    "negative_prompt num_inference_steps guidance_scale resolution seed detector threshold "
-    "segmenter sam_checkpoint sam_type"
-).split()
 PROMPT = "a photo of a {}, simple background, full body view, centered, sharp focus"
 NEGATIVE_PROMPT = "cropped, close-up, several objects, crowd, text, watermark, blurry, deformed"
 GENERATED_THRESHOLD = 0.4  # MuDI's, for generated pictures
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture of one class, and how many objects each try so far has shown."""
-
-    subject: str
-    noun: str
-    query: str
-    index: int
-    objects: tuple[int, ...] = ()
-
-    @property
-    def image_name(self) -> str:
-        return f"{self._prefix}img_{self.index}.png"
-
-    @property
-    def mask_name(self) -> str:
-        return f"{self._prefix}{MASK_PREFIX}{self.index}.png"
-
-    @property
-    def _prefix(self) -> str:
-        return "" if self.subject == DEFAULT_ID else f"{self.subject}_"
-
-    def generator(self, seed: int) -> torch.Generator:
-        """Return the noise of this try; on the CPU, so that every device draws the same."""
-        name = f"prior {seed} {self.subject} {self.noun} {self.index} {len(self.objects)}"
-        return torch.Generator().manual_seed(random.Random(name).getrandbits(63))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -122,6 +101,10 @@ def main(args: argparse.Namespace) -> None:
     mask_dir = args.mask_dir or out_dir
     if not mask_dir.resolve().is_relative_to(out_dir.resolve()):
         problems.append(f"--mask_dir {mask_dir}: must lie in {out_dir}, which its file names")
+    if args.gen_mask:
+        problems += masking_complaints(args)
+    if why := unwritable(out_dir):
+        problems.append(f"--out_dir {out_dir}: {why}")
     listed = read_listed(out_dir, classes, problems)
     refuse(problems)
 
@@ -132,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
         for subject, noun in classes.items()
         for index in range(args.num_images)
     ]
-    check_log(jobs, journal, out_dir)
+    check_log(jobs, journal)
     todo = unfinished(jobs, journal, args, out_dir)
     if todo:
         make(share(todo, state), args, out_dir, mask_dir, journal, state)
@@ -172,12 +155,6 @@ def read_classes(args: argparse.Namespace, problems: list[str]) -> dict[str, str
     return classes
 
 
-def settings_of(job: Job, args: argparse.Namespace) -> str:
-    """Return a short name for what a picture's tries follow from."""
-    settings = {name: str(getattr(args, name)) for name in SETTINGS} | {"query": job.query}
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-
-
 def read_queries(
     args: argparse.Namespace, classes: dict[str, str], problems: list[str]
 ) -> dict[str, str]:
@@ -188,40 +165,6 @@ def read_queries(
     table = id_table(words, "--owl_query", problems)
     problems += [f"--owl_query: no class with id {name}" for name in table if name not in classes]
     return classes | table
-
-
-def check_log(jobs: list[Job], journal: Journal, out_dir: Path) -> None:
-    """Refuse to mix classes.
-
-    Raises:
-        SetupError: an earlier run made pictures of another class under the same names.
-    """
-    for job in jobs:
-        earlier = journal.done.get(job.image_name, {}).get("class", job.noun)
-        if earlier != job.noun:
-            raise SetupError(
-                f"{out_dir / LOG}: {job.image_name} is a {earlier}, not a {job.noun}; "
-                "take another --out_dir or --id"
-            )
-
-
-def unfinished(
-    jobs: list[Job], journal: Journal, args: argparse.Namespace, out_dir: Path
-) -> list[Job]:
-    """Return the jobs without a picture that have tries left.
-
-    What earlier runs with the same settings tried in vain counts; with others it starts anew.
-    """
-    todo = []
-    for job in jobs:
-        record = journal.done.get(job.image_name, {})
-        if is_done(record, out_dir, args.gen_mask):
-            continue
-        if record.get("settings") == settings_of(job, args):
-            job = replace(job, objects=tuple(record.get("objects", ())))
-        if len(job.objects) < args.tries:
-            todo.append(job)
-    return todo
 
 
 def make(

@@ -1,4 +1,4 @@
-"""Score generated pictures by Detect-and-Compare.
+r"""Score generated pictures by Detect-and-Compare.
 
     python -m detect_and_compare --images output/pictures \
         --references dataset/category/robot_and_teddy --queries a="robot" b="teddy bear" \
@@ -7,8 +7,9 @@
     accelerate launch -m detect_and_compare ...   (split over all GPUs)
 
 --images is a folder, or a JSONL with an object a line: "image", a path relative to the JSONL;
-"prompt", for --text_fidelity; and any other keys, which go into the result. Writes scores.jsonl,
-summary.csv and report.html. A stopped run goes on with the same command.
+"prompt", for --text_fidelity; and any other keys, which go into the result. In inference.py's
+output folder the JSONL is pictures.jsonl, which is read if the folder is named. Writes
+scores.jsonl, summary.csv and report.html. A stopped run goes on with the same command.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from detect_and_compare.results import Line, summarise, to_line, write_summary
 from detect_and_compare.score import Norm
 from detect_and_compare.text import ClipText
 from mudi.args import id_table
-from mudi.checks import refuse
+from mudi.checks import SetupError, refuse, unwritable
 from mudi.files import write_text
 from mudi.images import ImageError
 from mudi.metadata import MetadataError
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flag = parser.add_argument
-    flag("--images", type=Path, required=True, help="folder or JSONL of the pictures to score")
+    flag("--images", type=Path, required=True, help="pictures to score: a folder or JSONL")
     flag(
         "--references",
         type=Path,
@@ -84,7 +85,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag("--output", type=Path, required=True, help="folder for the results")
     flag("--overwrite", action="store_true", help="drop an earlier run's scores in --output")
-    flag("--detector", default=OWLV2, help=f"{OWLV2} (default), {FOREGROUND}, or a checkpoint")
+    flag(
+        "--detector",
+        default=OWLV2,
+        help=f"{OWLV2} (default), {FOREGROUND}, or an OWLv2's or OWL-ViT's folder or hub id",
+    )
     flag(
         "--threshold", type=float, default=THRESHOLD, help=f"least confidence, 0 to 1 ({THRESHOLD})"
     )
@@ -205,12 +210,12 @@ def flag_complaints(args: argparse.Namespace, pictures: Sequence[Picture]) -> li
             found.append(f"--{name} {value}: must be between 0 and 1")
     if args.detector == FOREGROUND and (args.queries or args.nms is not None):
         found.append(f"--detector {FOREGROUND} looks for no texts: drop --queries and --nms")
-    if args.output.exists() and not args.output.is_dir():
-        found.append(f"--output {args.output}: a file; name a folder")
+    if why := unwritable(args.output):
+        found.append(f"--output {args.output}: {why}")
     lacking = [picture.name for picture in pictures if args.group_by not in picture.extra]
     if args.group_by is not None and lacking:
         found.append(f'--group_by {args.group_by}: "{lacking[0]}" has no such key in the JSONL')
-    if args.text_fidelity and not any(PROMPT in picture.extra for picture in pictures):
+    if args.text_fidelity and all(picture.prompt is None for picture in pictures):
         found.append(f'--text_fidelity: no picture has a "{PROMPT}"; give --images a JSONL')
     return found
 
@@ -220,7 +225,10 @@ def change_complaints(args: argparse.Namespace, settings: Mapping[str, Any]) -> 
     path = args.output / RUN
     if args.overwrite or not path.is_file():
         return []
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        return [f"{path}: cannot be read ({error}); --overwrite, or another --output"]
     changed = [key for key, value in settings.items() if earlier.get(key) != value]
     if not changed:
         return []
@@ -250,13 +258,14 @@ def load_models(
         if args.text_fidelity:
             clip_text = ClipText(args.text_fidelity, device, dtype, cache_dir=args.cache_dir)
     except (SegmentError, EmbedError) as error:
-        refuse([str(error)])
+        raise SetupError(str(error)) from error
     return detector, metrics, clip_text
 
 
 def begin(args: argparse.Namespace, run: dict[str, Any], state: PartialState) -> None:
     """Note what the scores depend on, now that the models' weights are known too."""
-    refuse(change_complaints(args, run))
+    if changed := change_complaints(args, run):
+        raise SetupError(changed[0] if state.is_main_process else 1)  # the main one tells
     if state.is_main_process:
         if args.overwrite:
             for path in args.output.glob(f"{SCORES}*"):
@@ -302,9 +311,9 @@ def text_fidelities(
 ) -> list[float | None]:
     """Return each picture's CLIP-T; None where it can't be read or has no prompt."""
     pairs = {
-        i: (image, str(picture.extra[PROMPT]))
+        i: (image, picture.prompt)
         for i, (picture, image) in enumerate(zip(pictures, images, strict=True))
-        if isinstance(image, Image.Image) and PROMPT in picture.extra
+        if isinstance(image, Image.Image) and picture.prompt is not None
     }
     if clip_text is None or not pairs:
         return [None] * len(pictures)

@@ -29,7 +29,7 @@ class ImageDetector(Protocol):
 
 
 class OwlDetector:
-    """A zero-shot detection checkpoint that looks for the same texts in every picture.
+    """An OWLv2 or OWL-ViT checkpoint that looks for the same texts in every picture.
 
     Args:
         checkpoint: folder or hub id.
@@ -42,7 +42,7 @@ class OwlDetector:
         queries: the different texts; `Detection.query` is an index into them.
 
     Raises:
-        SegmentError: there is no such checkpoint, or it can't be reached.
+        SegmentError: the checkpoint can't be loaded, or a query is too long for it.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class OwlDetector:
         self.queries = list(dict.fromkeys(queries))
         self._threshold, self._nms = threshold, nms
         self._detect = Detector(checkpoint, device)
+        self._detect.check(self.queries)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         found = self._detect(images, [self.queries] * len(images), self._threshold)
@@ -106,10 +107,10 @@ def load_detector(
     nms: float | None = None,
     device: str | torch.device = "cpu",
 ) -> ImageDetector:
-    """Return the detector that "owlv2", "foreground" or a checkpoint's folder or hub id names.
+    """Return the detector that "owlv2", "foreground" or an OWL's folder or hub id names.
 
     Raises:
-        SegmentError: the checkpoint can't be loaded.
+        SegmentError: the checkpoint can't be loaded, or a query is too long for it.
     """
     if name == FOREGROUND:
         return ForegroundDetector()

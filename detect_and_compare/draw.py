@@ -1,6 +1,6 @@
 """Boxes drawn into pictures, in the colours that stand for the subjects everywhere here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,7 +23,9 @@ def annotated(image: Image.Image, record: Record) -> Image.Image:
     pen = ImageDraw.Draw(drawn)
     side = BADGE * max(image.size)
     font = ImageFont.load_default(size=0.8 * side)
-    for box, subject in zip(record.boxes, subjects_of_boxes(record), strict=True):
+    matched = [verdict.detection for verdict in record.verdicts.values()]
+    subjects = subjects_of_boxes(matched, len(record.boxes))
+    for box, subject in zip(record.boxes, subjects, strict=True):
         colour = EXTRA_COLOUR if subject is None else colour_of(subject)
         corner = (box.left, box.top, box.left + side, box.top + side)
         pen.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), outline=colour, width=2)
@@ -34,7 +36,11 @@ def annotated(image: Image.Image, record: Record) -> Image.Image:
     return drawn
 
 
-def subjects_of_boxes(record: Record) -> Sequence[int | None]:
-    """Return the index of the subject whose verdict is about each box, or None."""
-    matched = {verdict.detection: i for i, verdict in enumerate(record.verdicts.values())}
-    return [matched.get(i) for i in range(len(record.detections))]
+def subjects_of_boxes(matched: Iterable[int | None], num_boxes: int) -> list[int | None]:
+    """Return the index of each box's subject, or None.
+
+    Args:
+        matched: the box of each subject's `Verdict`.
+    """
+    subjects = {box: subject for subject, box in enumerate(matched)}
+    return [subjects.get(box) for box in range(num_boxes)]

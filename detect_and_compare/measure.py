@@ -119,7 +119,7 @@ class Metric:
             for detection in detections
         ]
         embedded = self._embed(crops) if crops else np.empty((0, self._references[0].shape[1]))
-        parts = np.split(embedded, np.cumsum([len(detections) for detections in found])[:-1])
+        parts = np.split(embedded, np.cumsum([len(detections) for detections in found]))[:-1]
         return [
             self._record(image.size, list(detections), part)
             for image, detections, part in zip(images, found, parts, strict=True)

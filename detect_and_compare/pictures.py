@@ -8,6 +8,7 @@ from detect_and_compare.references import pictures_in
 from mudi.metadata import MetadataError, read_records
 
 IMAGE, PROMPT = "image", "prompt"
+LIST = "pictures.jsonl"  # inference.py's, in its output folder, which holds a contact sheet as well
 # Keys of scores.jsonl, which a JSONL of pictures may not use
 FILE_KEYS = ("bytes", "modified")
 RESULT_KEYS = ("size", "boxes", "confidences", "problem", "scores", "text_fidelity")
@@ -27,6 +28,12 @@ class Picture:
     extra: dict[str, Any]
 
     @property
+    def prompt(self) -> str | None:
+        """The JSONL's; null counts as none."""
+        text = self.extra.get(PROMPT)
+        return None if text is None else str(text)
+
+    @property
     def stamp(self) -> dict[str, Any]:
         """What the picture's line of scores.jsonl begins with; if it changes, so may the scores."""
         stat = self.path.stat() if self.path.is_file() else None
@@ -40,7 +47,12 @@ def without_results(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_pictures(source: Path, problems: list[str]) -> list[Picture]:
-    """Return the pictures below a folder, or those of a JSONL's lines; add what is wrong."""
+    """Return the pictures below a folder, or those of a JSONL's lines; add what is wrong.
+
+    Of a folder with a pictures.jsonl, as inference.py writes it, those of its lines.
+    """
+    if (source / LIST).is_file():
+        source /= LIST
     if source.is_dir():
         found = [
             Picture(path.relative_to(source).as_posix(), path, {}) for path in pictures_in(source)

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
-from detect_and_compare.draw import BADGE, EXTRA_COLOUR, colour_of
+from detect_and_compare.draw import BADGE, EXTRA_COLOUR, colour_of, subjects_of_boxes
 from detect_and_compare.measure import READERS
 from detect_and_compare.pictures import IMAGE, PROMPT, Picture
 from detect_and_compare.references import References
@@ -189,7 +189,7 @@ def _row(
     """Return what the template says of a picture."""
     row: dict[str, Any] = {
         "name": picture.name,
-        "prompt": picture.extra.get(PROMPT),
+        "prompt": picture.prompt,
         "extra": [(key, value) for key, value in picture.extra.items() if key != PROMPT],
         "jpeg": jpeg,
         "problem": line.get("problem", "gone since it was scored"),
@@ -215,9 +215,11 @@ def _row(
 
 
 def _matched(result: Line, marks: Mapping[str, Mark], num_boxes: int) -> list[Mark]:
-    """Return the mark of each box: of the subject whose verdict is about it, or EXTRA."""
-    of = {verdict["detection"]: marks[name] for name, verdict in result["subjects"].items()}
-    return [of.get(i, EXTRA) for i in range(num_boxes)]
+    """Return the mark of each box: its subject's, or EXTRA."""
+    every = list(marks.values())
+    matched = [verdict["detection"] for verdict in result["subjects"].values()]
+    subjects = subjects_of_boxes(matched, num_boxes)
+    return [EXTRA if subject is None else every[subject] for subject in subjects]
 
 
 def _boxes(line: Line, matched: Sequence[Mark]) -> Iterator[dict[str, Any]]:

@@ -132,11 +132,6 @@ def verdicts(
     ]
 
 
-def success(verdicts: Sequence[Verdict], num_detections: int) -> bool:
-    """Are there as many detections as subjects, and every subject present?"""
-    return num_detections == len(verdicts) and all(v.status == "present" for v in verdicts)
-
-
 def _verdict(
     subject: int,
     detection: int | None,

@@ -212,7 +212,7 @@ def _output_complaints(args: argparse.Namespace) -> list[str]:
             found.append(f"--report_to {tracker}: not installed; pip install {tracker}")
     if not args.output_dir:
         found.append("--output_dir is missing")
-    elif why := _unwritable(Path(args.output_dir)):
+    elif why := unwritable(Path(args.output_dir)):
         found.append(f"--output_dir {args.output_dir}: {why}")
     elif args.resume_from_checkpoint:
         try:
@@ -222,7 +222,7 @@ def _output_complaints(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def _unwritable(folder: Path) -> str | None:
+def unwritable(folder: Path) -> str | None:
     """Say why a folder can't be made or written, or return None."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():

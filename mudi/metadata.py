@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from mudi.files import write_text
 from mudi.images import FOREGROUND_LEVEL, ImageError, load_gray, load_rgb
@@ -19,6 +19,12 @@ from mudi.images import FOREGROUND_LEVEL, ImageError, load_gray, load_rgb
 MIN_FOREGROUND = 0.001  # of the pixels; JPEG noise alone can pass FOREGROUND_LEVEL here and there
 MAX_FOREGROUND = 0.999
 FEW_PHOTOS = 3
+NO_NAMES = (
+    "the first line must name the subjects, as in "
+    '{"id": {"a": "<rare token> <noun>", "b": "<rare token> <noun>"}}'
+)
+NO_TEXT = '"{}" must be a non-empty text'
+FILES = {"file_name": "photo", "mask_path": "mask"}  # what a line's keys name
 
 
 class MetadataError(ValueError):
@@ -103,6 +109,15 @@ def read_records(path: Path) -> list[dict]:
     return records
 
 
+def file_problem(key: str, name: object) -> str | None:
+    """Say why a line's "file_name" or "mask_path" can't be in its folder, or return None."""
+    if not _is_text(name):
+        return NO_TEXT.format(key)
+    if Path(name).is_absolute() or Path(os.path.normpath(name)).parts[:1] == ("..",):
+        return f'{FILES[key]} "{name}" lies outside the folder; move it inside'
+    return None
+
+
 def write_records(path: Path, records: list[dict]) -> None:
     """Write a metadata file, one JSON object a line."""
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
@@ -180,8 +195,7 @@ class _Reader:
     def _read_names(self, line: int, record: dict) -> None:
         names = record.get("id")
         if not isinstance(names, dict) or not names:
-            example = '{"id": {"a": "<rare token> <noun>", "b": "<rare token> <noun>"}}'
-            self.complain(line, f"the first line must name the subjects, as in {example}")
+            self.complain(line, NO_NAMES)
             return
         for subject, name in names.items():
             if not subject.strip() or not isinstance(name, str) or not name.strip():
@@ -189,39 +203,36 @@ class _Reader:
         self.names = {subject: str(name).strip() for subject, name in names.items()}
 
     def _read_photo(self, line: int, record: dict, ids_known: bool) -> None:
-        keys = ("id", "file_name", "mask_path", self.caption_key)
-        missing = [key for key in keys if key not in record]
+        missing = [k for k in ("id", *FILES, self.caption_key) if k not in record]
         for key in missing:
             self.complain(line, f'no "{key}"; add it to the line')
-        wrong = [k for k in keys if k in record and not _is_text(record[k])]
+        texts = ("id", self.caption_key)
+        wrong = [key for key in texts if key in record and not _is_text(record[key])]
         for key in wrong:
             hint = " (a second subjects line? there is one, the first)" if key == "id" else ""
-            self.complain(line, f'"{key}" must be a non-empty text{hint}')
+            self.complain(line, NO_TEXT.format(key) + hint)
         subject = record.get("id")
         if _is_text(subject):
             self.subject_lines[subject] += 1
             if ids_known and subject not in self.names:
                 known = ", ".join(self.names)
                 self.complain(line, f'unknown id "{subject}"; the first line has: {known}')
-        files = {k: self._file(line, k, record[k]) for k in keys[1:3] if _is_text(record.get(k))}
+        files = {key: self._file(line, key, record[key]) for key in FILES if key in record}
         image, mask = files.get("file_name"), files.get("mask_path")
         self.files.append((line, image, mask))
         if missing or wrong or image is None or mask is None or subject not in self.names:
             return
         self.photos.append((line, Photo(image, mask, record[self.caption_key], subject)))
 
-    def _file(self, line: int, key: str, name: str) -> Path | None:
+    def _file(self, line: int, key: str, name: Any) -> Path | None:
         """Return the file that a line names, or complain and return None."""
-        what = "photo" if key == "file_name" else "mask"
-        normal = os.path.normpath(name)
-        if Path(name).is_absolute() or Path(normal).parts[:1] == ("..",):
-            self.complain(line, f'{what} "{name}" lies outside the folder; move it inside')
+        problem = file_problem(key, name)
+        if problem is None and not _is_file(self.path.parent / name):
+            problem = f'no such {FILES[key]}: "{name}"; mend "{key}" or add the file'
+        if problem is not None:
+            self.complain(line, problem)
             return None
-        path = self.path.parent / name
-        if not _is_file(path):
-            self.complain(line, f'no such {what}: "{name}"; mend "{key}" or add the file')
-            return None
-        return path
+        return self.path.parent / name
 
     def check_subjects(self, min_subjects: int) -> None:
         if self.names and len(self.names) < min_subjects:

@@ -95,7 +95,12 @@ def contact_sheet(
 
     Args:
         tile: longest side of a picture on the sheet (px).
+
+    Raises:
+        ValueError: there are no pictures.
     """
+    if not images:
+        raise ValueError("no pictures to lay on a sheet")
     rows = -(-len(images) // columns)
     height = tile + TEXT_HEIGHT
     sheet = Image.new("RGB", (columns * tile, rows * height), "white")

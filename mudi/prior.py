@@ -1,11 +1,94 @@
-"""class_metadata.jsonl of a prior set, from the log of its pictures and from an earlier one."""
+"""The pictures of a prior set: which there are to be, which there are, and class_metadata.jsonl."""
 
+import argparse
+import hashlib
+import json
+import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mudi.checks import PRIOR_FILENAME, SetupError
-from mudi.metadata import MetadataError, load_subjects, read_records, write_records
+import torch
 
+from mudi.checks import PRIOR_FILENAME, SetupError
+from mudi.masking import MASK_PREFIX
+from mudi.metadata import MetadataError, load_subjects, read_records, write_records
+from mudi.work import Journal
+
+DEFAULT_ID = "a"  # its files keep the original's names, img_<i>.png and mask_<i>.png
+SETTINGS = (  # with the query, what a try follows from
+    "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype prompt "
+    "negative_prompt num_inference_steps guidance_scale resolution seed detector threshold "
+    "segmenter sam_checkpoint sam_type"
+).split()
 CAPTION = "A photo of a {}, simple background."
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture of one class, and how many objects each try so far has shown."""
+
+    subject: str
+    noun: str
+    query: str
+    index: int
+    objects: tuple[int, ...] = ()
+
+    @property
+    def image_name(self) -> str:
+        return f"{self._prefix}img_{self.index}.png"
+
+    @property
+    def mask_name(self) -> str:
+        return f"{self._prefix}{MASK_PREFIX}{self.index}.png"
+
+    @property
+    def _prefix(self) -> str:
+        return "" if self.subject == DEFAULT_ID else f"{self.subject}_"
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Return the noise of this try; on the CPU, so that every device draws the same."""
+        name = f"prior {seed} {self.subject} {self.noun} {self.index} {len(self.objects)}"
+        return torch.Generator().manual_seed(random.Random(name).getrandbits(63))
+
+
+def settings_of(job: Job, args: argparse.Namespace) -> str:
+    """Return a short name for what a picture's tries follow from."""
+    settings = {name: str(getattr(args, name)) for name in SETTINGS} | {"query": job.query}
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+
+
+def check_log(jobs: list[Job], journal: Journal) -> None:
+    """Refuse to mix classes.
+
+    Raises:
+        SetupError: an earlier run made pictures of another class under the same names.
+    """
+    for job in jobs:
+        earlier = journal.done.get(job.image_name, {}).get("class", job.noun)
+        if earlier != job.noun:
+            raise SetupError(
+                f"{journal.path}: {job.image_name} is a {earlier}, not a {job.noun}; "
+                "take another --out_dir or --id"
+            )
+
+
+def unfinished(
+    jobs: list[Job], journal: Journal, args: argparse.Namespace, out_dir: Path
+) -> list[Job]:
+    """Return the jobs without a picture that have tries left.
+
+    What earlier runs with the same settings tried in vain counts; with others it starts anew.
+    """
+    todo = []
+    for job in jobs:
+        record = journal.done.get(job.image_name, {})
+        if is_done(record, out_dir, args.gen_mask):
+            continue
+        if record.get("settings") == settings_of(job, args):
+            job = replace(job, objects=tuple(record.get("objects", ())))
+        if len(job.objects) < args.tries:
+            todo.append(job)
+    return todo
 
 
 def is_done(record: dict, out_dir: Path, with_mask: bool) -> bool:

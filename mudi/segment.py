@@ -4,28 +4,29 @@ The one place where either is called. Boxes are in pixels of the upright picture
 """
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import binary_fill_holes, label
 from segment_anything import SamPredictor, sam_model_registry
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from mudi.images import Box
 
 DETECTOR = "google/owlv2-base-patch16-ensemble"
+KINDS = ("owlv2", "owlvit")  # other detectors are asked and answer in other ways
 PHOTO_THRESHOLD = 0.2  # MuDI's, for photos of the subjects
 WIDEN = 0.05  # of the picture's side, on each side of a detected box
 BORDER_DIFFERENCE = 40  # summed over RGB, 0..765: less than this is background
 
 
 class SegmentError(ValueError):
-    """A model could not be loaded, or a mask not be made; the message says why, in one line."""
+    """A model can't be loaded, or can't do what is asked; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,34 @@ class Segmenter(Protocol):
 
 
 class Detector:
-    """Any zero-shot detection checkpoint of transformers, OWLv2 by default.
+    """An OWLv2 or OWL-ViT checkpoint, by its folder or hub id.
 
     Raises:
-        SegmentError: there is no such checkpoint, or it can't be reached.
+        SegmentError: there is no such checkpoint, it can't be reached, or is of another kind.
     """
 
     def __init__(self, checkpoint: str = DETECTOR, device: str | torch.device = "cpu"):
-        try:
-            self._processor = AutoProcessor.from_pretrained(checkpoint)
-            self._model = AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise SegmentError(
-                f"detector {checkpoint}: cannot be loaded ({reason}); without a network, name a "
-                f"folder made elsewhere by `hf download {DETECTOR} --local-dir FOLDER`"
-            ) from error
+        kind = _load_pretrained(AutoConfig, checkpoint).model_type
+        if kind not in KINDS:
+            raise SegmentError(f"detector {checkpoint}: a {kind}; OWLv2 or OWL-ViT is wanted")
+        self._processor = _load_pretrained(AutoProcessor, checkpoint)
+        self._model = _load_pretrained(AutoModelForZeroShotObjectDetection, checkpoint)
         self._model.to(device).eval()
+
+    def check(self, queries: Iterable[str]) -> None:
+        """Refuse texts that the network can't read.
+
+        Raises:
+            SegmentError: one has more tokens than it has places for, 16 in the published ones.
+        """
+        limit = self._model.config.text_config.max_position_embeddings
+        for query in queries:
+            count = len(self._processor.tokenizer(query, verbose=False)["input_ids"])
+            if count > limit:
+                raise SegmentError(
+                    f'query "{query}": {count} tokens, and the detector reads {limit}; '
+                    "say it in fewer words"
+                )
 
     @torch.no_grad()
     def __call__(
@@ -70,6 +82,7 @@ class Detector:
     ) -> list[list[Detection]]:
         """Return what each picture's texts find above threshold, best first.
 
+        Texts must be such as `check` lets pass.
         OWLv2 pads a picture to a square at the right and the bottom; boxes are cut to the picture.
         Large photos are shrunk by Pillow first: the processor's own way takes seconds for one.
         """
@@ -92,6 +105,18 @@ class Detector:
             return image
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _load_pretrained(auto: Any, checkpoint: str) -> Any:
+    """Load a part of a detector by one of transformers' auto classes."""
+    try:
+        return auto.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SegmentError(
+            f"detector {checkpoint}: cannot be loaded ({reason}); without a network, name a "
+            f"folder made elsewhere by `hf download {DETECTOR} --local-dir FOLDER`"
+        ) from error
 
 
 def _detections(image: Image.Image, result: dict) -> list[Detection]:

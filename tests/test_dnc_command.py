@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -24,8 +25,10 @@ from detect_and_compare import (
 from detect_and_compare.__main__ import main, parse_args
 from detect_and_compare.measure import Record
 from detect_and_compare.results import Summary, summarise
-from detect_and_compare.score import reference_matrix
+from detect_and_compare.score import Verdict, reference_matrix
 from mini.tiny import save_tiny_clip, save_tiny_dinov2, save_tiny_owlv2
+from mudi.images import Box
+from mudi.segment import Detection
 
 torch.set_num_threads(1)
 EXAMPLES = ROOT / "detect_and_compare" / "examples"
@@ -140,6 +143,29 @@ def test_pictures_that_changed_are_scored_anew_and_the_unreadable_are_a_line(pic
     assert "no image format that Pillow knows" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_batches_of_nothing_but_unreadable_pictures_are_a_line_each(pictures, straight, tmp_path):
+    for name in ("a.jpg", "h.jpg"):
+        (pictures / name).touch()
+    lines = run(tmp_path / "mixed", "--batch_size", "1", images=pictures)
+    scored = {name: line["scores"] for name, line in lines.items() if "scores" in line}
+    assert scored == {name: line["scores"] for name, line in read_lines(straight).items()}
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.jpg").touch()
+    lines = run(tmp_path / "none", images=tmp_path / "empty")
+    assert "zero bytes" in lines["a.jpg"]["problem"]
+    [row] = csv.DictReader((tmp_path / "none" / "summary.csv").open())
+    assert [row[key] for key in ("pictures", "mean", "unreadable")] == ["0", "", "1"]
+
+
+def test_in_a_folder_with_a_list_only_listed_pictures_are_scored(pictures, tmp_path):
+    """As in inference.py's output folder, where sheet.png is no picture of the subjects."""
+    Image.open(pictures / "good.jpg").save(pictures / "sheet.png")
+    (pictures / "pictures.jsonl").write_text('{"image": "good.jpg", "seed": 3}\n')
+    lines = run(tmp_path / "out", images=pictures)
+    assert list(lines) == ["good.jpg"] and lines["good.jpg"]["seed"] == 3
+
+
 def test_a_jsonl_says_more_about_each_picture(pictures, tmp_path):
     listed = tmp_path / "pictures.jsonl"
     methods = {"good": "ours", "mixed": "base", "missing": "base"}
@@ -185,10 +211,41 @@ def test_missing_places_and_weights_are_told_in_a_line(tmp_path):
         run(tmp_path / "out", images="/nowhere")
     with pytest.raises(SystemExit, match="--references /nowhere: no such folder"):
         run(tmp_path / "out", references="/nowhere")
-    with pytest.raises(SystemExit, match="/no/model: cannot be loaded"):
+    with pytest.raises(SystemExit, match=r"^/no/model: cannot be loaded"):
         run(tmp_path / "out", models=["--detector", "foreground", "--embedder", "/no/model"])
-    with pytest.raises(SystemExit, match="detector /no/model: cannot be loaded"):
+    with pytest.raises(SystemExit, match=r"^detector /no/model: cannot be loaded"):
         run(tmp_path / "out", models=["--detector", "/no/model", "--embedder", "colours"])
+
+
+def test_places_that_cannot_be_used_are_told_before_anything_is_loaded(straight, tmp_path):
+    with pytest.raises(SystemExit, match="--output /dev/null/x: /dev/null is a file"):
+        run(Path("/dev/null/x"), models=["--detector", "/no/model"])
+    output = shutil.copytree(straight, tmp_path / "out")
+    for text in ("{broken", "null", "[1]"):
+        (output / "run.json").write_text(text)
+        with pytest.raises(SystemExit, match=r"\n\S+run.json: cannot be read .*--overwrite"):
+            run(output)
+
+
+def test_a_prompt_that_is_null_is_none(pictures, tmp_path):
+    listed = pictures / "null.jsonl"
+    listed.write_text('{"image": "good.jpg", "prompt": null}\n')
+    with pytest.raises(SystemExit, match='no picture has a "prompt"'):
+        run(tmp_path / "out", "--text_fidelity", "/no/clip", images=listed)
+
+
+def test_other_weights_under_an_old_name_need_another_output(straight, tmp_path):
+    output = shutil.copytree(straight, tmp_path / "out")
+    noted = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps({**noted, "measures": ["colours@old", None]}))
+    with pytest.raises(SystemExit, match=r"^\S+run.json: scored otherwise \(measures "):
+        run(output)
+
+
+def test_the_help_shows_commands_that_can_be_pasted(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    assert "--images output/pictures \\\n        --references" in capsys.readouterr().out
 
 
 def test_other_settings_need_another_output_or_overwrite(straight, tmp_path):
@@ -218,7 +275,8 @@ def test_owlv2_two_networks_and_clip_t_in_one_run(pictures, tmp_path, capsys):
     dinov2, clip = save_tiny_dinov2(tmp_path / "dinov2"), save_tiny_clip(tmp_path / "clip")
     listed = tmp_path / "pictures.jsonl"
     listed.write_text(
-        '{"image": "pictures/good.jpg", "prompt": "a robot"}\n{"image": "pictures/mixed.jpg"}\n'
+        '{"image": "pictures/good.jpg", "prompt": "a robot"}\n'
+        '{"image": "pictures/mixed.jpg", "prompt": null}\n'
     )
     models = ["--detector", owlv2, "--threshold", 0, "--embedder", dinov2, clip, "--nms", "0.5"]
     models += ["--text_fidelity", clip, "--queries", "b=bear"]
@@ -233,6 +291,21 @@ def test_owlv2_two_networks_and_clip_t_in_one_run(pictures, tmp_path, capsys):
         assert np.shape(scores["matrix"]) == (2, 2) and scores["score"] <= 1
     assert -1 <= good["text_fidelity"] <= 1 and "text_fidelity" not in mixed
     assert len(list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))) == 3
+
+
+@pytest.mark.parametrize(("statuses", "num_boxes", "verdict"), [
+    (["present", "present"], 2, "good"),
+    (["present", "mixed"], 2, "mixed"),
+    (["missing", "present"], 1, "missing"),
+    (["present", "present"], 3, "extra"),
+    (["missing", "mixed"], 1, "missing + mixed"),
+])  # fmt: skip
+def test_a_picture_is_good_with_every_subject_present_and_no_other_box(
+    statuses, num_boxes, verdict
+):
+    boxes = [Detection(Box(0, 0, 9, 9), 1.0, 0)] * num_boxes
+    subjects = {name: Verdict(status) for name, status in zip("ab", statuses, strict=True)}
+    assert Record(detections=boxes, verdicts=subjects).verdict == verdict
 
 
 def line_of(verdict, score, group="x"):

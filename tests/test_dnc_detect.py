@@ -5,7 +5,15 @@ import pytest
 import torch
 from helpers import DataFolder
 from PIL import Image
-from transformers import Owlv2ForObjectDetection
+from transformers import (
+    GroundingDinoConfig,
+    Owlv2ForObjectDetection,
+    Owlv2Processor,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessor,
+    OwlViTProcessor,
+)
 
 from detect_and_compare import default_query, load_detector, load_references
 from detect_and_compare.detect import (
@@ -77,6 +85,33 @@ def test_a_detector_that_cannot_be_had_is_told_in_one_line():
     with pytest.raises(SegmentError, match="detector /nowhere: cannot be loaded") as error:
         load_detector("/nowhere", ["toy"])
     assert "\n" not in str(error.value)
+
+
+def test_an_owl_vit_is_asked_in_the_same_way(owlv2, tmp_path):
+    """Random weights: 2 x 2 patches propose four boxes, all with some confidence."""
+    owl = Owlv2ForObjectDetection.from_pretrained(owlv2).config
+    text, vision = owl.text_config.to_dict(), owl.vision_config.to_dict()
+    config = OwlViTConfig(text_config=text, vision_config=vision, projection_dim=32)
+    OwlViTForObjectDetection(config).save_pretrained(tmp_path)
+    images = OwlViTImageProcessor(size={"height": 32, "width": 32})
+    tokenizer = Owlv2Processor.from_pretrained(owlv2).tokenizer
+    OwlViTProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(tmp_path)
+    [found] = load_detector(str(tmp_path), ["toy"], threshold=0.0)([drawn(size=(960, 640))])
+    assert 1 <= len(found) <= 4
+
+
+def test_detectors_of_other_kinds_are_refused_in_one_line(tmp_path):
+    GroundingDinoConfig().save_pretrained(tmp_path)
+    with pytest.raises(SegmentError, match=r": a grounding-dino; OWLv2 or OWL-ViT is wanted$"):
+        load_detector(str(tmp_path), ["toy"])
+
+
+def test_a_query_with_more_tokens_than_the_network_reads_is_refused(owlv2):
+    """Each x is a token, and so are the text's beginning and end."""
+    longest = " ".join("x" * 14)
+    assert len(load_detector(str(owlv2), ["toy", longest], threshold=0.0)([drawn()])) == 1
+    with pytest.raises(SegmentError, match=f'^query "{longest} x": 17 tokens.* reads 16;'):
+        load_detector(str(owlv2), ["toy", f"{longest} x"])
 
 
 def test_foreground_pieces_are_boxed_exactly_and_specks_left_out():

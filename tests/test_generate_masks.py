@@ -1,19 +1,23 @@
 """generate_masks.py from a bare folder of photos to one that training accepts, on tiny models."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from helpers import ROOT, DataFolder
+from nbclient.exceptions import CellExecutionError
 from notebooks import count_pictures, execute, text_of
 from PIL import Image
 
 import generate_masks
 from mini.tiny import save_tiny_owlv2, save_tiny_sam
 from mudi import segment
+from mudi.checks import SetupError
 from mudi.images import Box, load_mask, tight_box
 from mudi.metadata import load_subjects
+from mudi.preview import contact_sheet
 
 torch.set_num_threads(1)
 QUERY = ["--query", "a=robot", "b=teddy bear"]
@@ -27,11 +31,11 @@ def detectors(tmp_path_factory):
     return {n: str(save_tiny_owlv2(folder / str(n), grid=n)) for n in (1, 2)}
 
 
-def draw_photo(path, box, size=(96, 64), exif=None):
-    """A photo of a red subject that fills box, on a plain grey background."""
+def draw_photo(path, box, size=(96, 64), exif=None, colours=((220, 30, 30), (120, 120, 120))):
+    """A photo of a plain subject that fills box, on a plain background."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGB", size, (120, 120, 120))
-    image.paste((220, 30, 30), box)
+    image = Image.new("RGB", size, colours[1])
+    image.paste(colours[0], box)
     image.save(path, **({"exif": exif} if exif else {}))
 
 
@@ -44,10 +48,15 @@ def photos(tmp_path):
     return tmp_path
 
 
-def run(folder, detector, *words, threshold="0.0", segmenter="foreground"):
-    argv = ["--instance_data_dir", str(folder), *QUERY, "--detector", detector]
+def run(folder, detector, *words, query=QUERY, threshold="0.0", segmenter="foreground"):
+    argv = ["--instance_data_dir", str(folder), *query, "--detector", detector]
     argv += ["--threshold", threshold, "--segmenter", segmenter, "--device", "cpu", *words]
     generate_masks.main(generate_masks.parse_args(argv))
+
+
+def save_lines(folder, *lines):
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metadata.jsonl").write_text(text)
 
 
 def test_a_bare_folder_becomes_one_that_training_accepts(photos, detectors):
@@ -121,6 +130,33 @@ def test_a_photo_helped_by_hand_is_made_anew_and_may_be_named_by_its_folder(phot
     assert load_mask(photos / "a" / "mask_0.png").sum() == 20 * 20
 
 
+def test_flags_may_be_repeated(photos, detectors):
+    hand = [word for i in range(3) for word in ("--box", f"a{i}.png=0,0,70,{20 + i}")]
+    queries = ["--query", "a=robot", "--query", "b=teddy bear"]
+    names = ["--names", "a=olis robot", "--names", "b=hta teddy bear", "--write_metadata"]
+    run(photos, detectors[1], *names, *hand, query=queries)
+    made = [tight_box(load_mask(photos / f"mask_a{i}.png")) for i in range(3)]
+    assert made == [Box(20 + i, 10, 60, 20 + i) for i in range(3)]
+    assert load_subjects(photos).names == {"a": "olis robot", "b": "hta teddy bear"}
+
+
+@pytest.mark.parametrize(
+    ("hand", "told"),
+    [
+        ("--box a0.png=60,50,20,10", "the box 60,50,20,10 holds nothing of the photo"),
+        ("--box a0.png=500,500,600,600", "holds nothing of the photo, which is 96x64 px"),
+        ("--point a0.png=96,10", "the point 96,10 lies outside the photo 0,0,96,64"),
+        ("--point a0.png=-40,-40", "the point -40,-40 lies outside the photo"),
+        ("--box a0.png=30,20,50,40 --point a0.png=22,12", "22,12 lies outside the box 30,20,50,40"),
+    ],
+)
+def test_boxes_and_points_must_lie_in_the_photo(photos, detectors, hand, told):
+    with pytest.raises(SystemExit, match=told):
+        run(photos, detectors[1], *hand.split())
+    assert not (photos / "mask_a0.png").exists()
+    assert len(list(photos.rglob("mask_*.png"))) == 5
+
+
 def test_points_choose_the_piece_that_they_lie_on(photos, detectors):
     image = Image.open(photos / "a0.png")
     image.paste((30, 30, 220), (70, 5, 75, 10))
@@ -137,6 +173,25 @@ def test_existing_masks_are_kept_unless_overwritten(photos, detectors):
     assert load_mask(photos / "mask_a0.png").sum() == 48 * 32
     run(photos, detectors[1], "--overwrite")
     assert load_mask(photos / "mask_a0.png").sum() == 40 * 40
+
+
+def test_a_damaged_mask_does_not_stop_the_others(photos, detectors):
+    (photos / "mask_a0.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"a0.png: its mask mask_a0.png cannot be read; delete"):
+        run(photos, detectors[1])
+    assert len(list(photos.rglob("mask_*.png"))) == 6
+    assert (photos / "masks_sheet.png").is_file()
+    run(photos, detectors[1], "--overwrite")
+    assert load_mask(photos / "mask_a0.png").sum() == 40 * 40
+
+
+def test_a_listed_photo_may_be_named_like_a_mask(photos, detectors):
+    draw_photo(photos / "mask_of_a.png", (20, 10, 60, 50))
+    draw_photo(photos / "mask_of_nobody.png", (20, 10, 60, 50))
+    save_lines(photos, {"id": {"a": "x"}}, {"id": "a", "file_name": "mask_of_a.png"})
+    run(photos, detectors[1])
+    assert load_mask(photos / "mask_mask_of_a.png").sum() == 40 * 40
+    assert not (photos / "mask_mask_of_nobody.png").exists()
 
 
 def test_the_metadatas_mask_names_and_ids_come_first(tmp_path, detectors):
@@ -165,7 +220,7 @@ def test_a_photo_turned_by_exif_gets_an_upright_mask(tmp_path, detectors):
     load_subjects(tmp_path)
 
 
-def test_sam_makes_masks_of_the_photos_own_size(photos, detectors, tmp_path):
+def test_sam_makes_masks_of_the_photos_own_size(photos, tmp_path):
     kind = save_tiny_sam(tmp_path / "sam.pth")
     segmenter = segment.SamSegmenter(tmp_path / "sam.pth", kind)
     image = Image.open(photos / "a0.png").convert("RGB")
@@ -173,14 +228,6 @@ def test_sam_makes_masks_of_the_photos_own_size(photos, detectors, tmp_path):
     assert (mask.shape, mask.dtype) == ((64, 96), np.dtype(bool))
     assert np.array_equal(mask, segmenter(image, Box(20, 10, 60, 50)))
     assert segmenter(image, None, [(40, 30)]).shape == (64, 96)
-    sam = ["--sam_checkpoint", str(tmp_path / "sam.pth"), "--sam_type", kind]
-    argv = ["--instance_data_dir", str(photos), *QUERY, "--detector", detectors[1], *sam]
-    args = generate_masks.parse_args([*argv, "--threshold", "0", "--device", "cpu"])
-    try:
-        generate_masks.main(args)
-    except SystemExit as stopped:  # a random SAM may find all or nothing: then it is told
-        assert "the mask covers" in str(stopped)
-    assert (photos / "masks_sheet.png").is_file()
 
 
 def save_sam_that_sees_brightness(path):
@@ -223,6 +270,17 @@ def test_sams_mask_and_box_have_the_scale_of_a_photo_that_is_not_square(tmp_path
     assert asked[0].flatten().tolist() == [32, 16, 112, 80]
 
 
+def test_the_command_writes_sams_masks(tmp_path, detectors):
+    kind = save_sam_that_sees_brightness(tmp_path / "sam.pth")
+    boxes = [Box(64, 32, 224, 160), Box(96, 64, 224, 160)]
+    photos = tmp_path / "photos"
+    for i, box in enumerate(boxes):
+        draw_photo(photos / f"a{i}.png", box, (512, 352), colours=("white", "black"))
+    sam = ["--sam_checkpoint", str(tmp_path / "sam.pth"), "--sam_type", kind]
+    run(photos, detectors[1], *sam, segmenter="sam")
+    assert [tight_box(load_mask(photos / f"mask_a{i}.png")) for i in (0, 1)] == boxes
+
+
 def test_the_notebook_does_the_same_and_takes_boxes_by_hand(photos, detectors, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = execute(
@@ -243,33 +301,104 @@ def test_the_notebook_does_the_same_and_takes_boxes_by_hand(photos, detectors, m
     assert len(load_subjects(photos).photos) == 6
 
 
+def test_the_notebook_stops_where_the_folder_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, told in (("nowhere", "no such folder"), (".", "no photos")):
+        with pytest.raises(CellExecutionError, match=told) as stopped:
+            folder = f"Path({str(tmp_path / name)!r})"
+            execute(ROOT / "automatic_mask_generation.ipynb", FOLDER=folder)
+        assert "jobs = find_jobs" in str(stopped.value)
+    with pytest.raises(ValueError, match="no pictures to lay on a sheet"):
+        contact_sheet([], [])
+
+
 def test_what_cannot_be_loaded_is_one_line(photos, detectors, tmp_path):
-    with pytest.raises(SystemExit, match=r"SAM checkpoint nowhere.pth: no such file; download"):
-        run(photos, detectors[1], "--sam_checkpoint", "nowhere.pth", segmenter="sam")
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(SystemExit, match=r"broken.pth: no vit_b"):
+    with pytest.raises(SetupError, match=r"broken.pth: no vit_b"):
         broken = ["--sam_checkpoint", str(tmp_path / "broken.pth"), "--sam_type", "vit_b"]
         run(photos, detectors[1], *broken, segmenter="sam")
-    with pytest.raises(SystemExit, match="detector /nowhere: cannot be loaded"):
+    with pytest.raises(SetupError, match="detector /nowhere: cannot be loaded"):
         run(photos, "/nowhere")
 
 
-def test_bad_input_is_told_together_before_a_model_is_loaded(photos, monkeypatch):
+@pytest.fixture
+def no_models(monkeypatch):
     monkeypatch.setattr(segment, "Detector", lambda *_: pytest.fail("a model was loaded"))
+
+
+def test_bad_input_is_told_together_before_a_model_is_loaded(photos, no_models):
     draw_photo(photos / "zebra.png", (20, 10, 60, 50))
     draw_photo(photos / "a0.webp", (20, 10, 60, 50))
     (photos / "metadata.jsonl").write_text('{"id": {"a": "x"}}\n{broken\n')
+    hand = [
+        "--box",
+        "a1.png=1,2,3",
+        "a2.png=1,1,9,9",
+        "a2.png=2,2,9,9",
+        "--point",
+        "nosuch.png=1,2",
+    ]
+    words = ["--sam_checkpoint", "nowhere.pth", "--device", "cuda:99", "--write_metadata"]
     with pytest.raises(SystemExit) as stopped:
-        run(photos, "x", "--box", "a1.png=1,2,3", "--point", "nosuch.png=1,2")
+        run(photos, "x", *hand, *words, segmenter="sam")
     told = str(stopped.value)
     for text in (
         "zebra.png: belongs to none of a, b", "--box a1.png=1,2,3: write it as FILE=x,y,x,y",
         "no photo nosuch.png", "metadata.jsonl:2: broken JSON", "is another photo's",
+        "--box a2.png: given twice", "--device cuda:99: there is no such GPU here",
+        "--sam_checkpoint nowhere.pth: no such file; download sam_vit_h",
     ):  # fmt: skip
         assert text in told
-    (photos / "metadata.jsonl").unlink()
-    with pytest.raises(SystemExit, match="--write_metadata needs --names for a, b"):
-        run(photos, "x", "--write_metadata")
+    with pytest.raises(SystemExit, match="--device gpu: torch knows no such device"):
+        run(photos, "x", "--device", "gpu")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_a_model_is_loaded(
+    photos, no_models, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests' user may be root
+    with pytest.raises(SystemExit, match=f"--instance_data_dir {photos}: .* cannot be written"):
+        run(photos, "x")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("../x.png", 'a0.png: mask "../x.png" lies outside the folder; move it inside'),
+        ("/x.png", 'mask "/x.png" lies outside the folder'),
+        (5, 'a0.png: "mask_path" must be a non-empty text'),
+        ("a0.png", "its mask a0.png is another photo's"),
+    ],
+)
+def test_a_mask_must_have_a_place_of_its_own_in_the_folder(photos, no_models, path, told):
+    line = {"id": "a", "file_name": "a0.png", "mask_path": path, "text": "t"}
+    save_lines(photos, {"id": {"a": "x"}}, line)
+    with pytest.raises(SystemExit, match=told):
+        run(photos, "x")
+
+
+@pytest.mark.parametrize("name", ["mask", "mask_1"])
+def test_an_id_that_makes_its_photos_look_like_masks_is_refused(photos, no_models, name):
+    with pytest.raises(SystemExit, match=f'id "{name}": files that begin with mask_ are taken'):
+        run(photos, "x", "--query", f"{name}=gas mask")
+
+
+@pytest.mark.parametrize(
+    ("header", "names", "told"),
+    [
+        (None, [], "metadata.jsonl has no name for a, b; give --names"),
+        ({"a": "olis robot"}, [], "metadata.jsonl has no name for b; give --names"),
+        ({"a": "olis robot"}, ["b=bear", "a=toy"], '"olis robot" in metadata.jsonl, "toy" in --na'),
+        ({"a": "olis robot"}, ["b=bear", "z=toy"], "--names z: no such id; there are a, b"),
+        ("a", ["a=toy", "b=bear"], "metadata.jsonl: the first line must name the subjects, as in"),
+    ],
+)
+def test_metadata_that_cannot_be_completed_is_refused(photos, no_models, header, names, told):
+    """A header "a" stands for none: the first line is a photo's."""
+    if header:
+        save_lines(photos, {"id": header, "file_name": "a0.png"})
+    with pytest.raises(SystemExit, match=told):
+        run(photos, "x", "--write_metadata", *(["--names", *names] if names else []))
 
 
 def test_an_unreadable_photo_does_not_stop_the_others(photos, detectors):
@@ -287,3 +416,31 @@ def test_completed_metadata_keeps_its_lines(photos, detectors):
     path.write_text("\n".join(lines) + "\n")
     run(photos, detectors[1], "--write_metadata")
     assert path.read_text().splitlines() == lines
+
+
+def test_a_query_that_is_too_long_is_told_before_the_first_photo(photos, detectors):
+    query = ["--query", "a=" + " ".join("x" * 15), "b=bear"]
+    with pytest.raises(SystemExit, match=r'^query "x x .*": 17 tokens, and the detector reads 16'):
+        run(photos, detectors[1], query=query)
+    assert not list(photos.rglob("mask*"))
+
+
+def test_metadata_that_lacks_names_masks_and_photos_is_completed(photos, detectors):
+    """Captions came first; the file names are those of find(1); b and a2 are not there yet."""
+    lines = [{"file_name": f"./a{i}.png", "text": f"A olis robot, {i}."} for i in (0, 1)]
+    save_lines(photos, {"id": {"a": "olis robot"}}, *lines)
+    run(photos, detectors[1], "--write_metadata", "--names", "b=hta teddy bear")
+    subjects = load_subjects(photos)
+    assert subjects.names == {"a": "olis robot", "b": "hta teddy bear"}
+    assert [(p.image.name, p.mask.name, p.caption) for p in subjects.photos_of("a")] == [
+        ("a0.png", "mask_a0.png", "A olis robot, 0."),
+        ("a1.png", "mask_a1.png", "A olis robot, 1."),
+        ("a2.png", "mask_a2.png", "A photo of a olis robot."),
+    ]
+    assert len(subjects.photos_of("b")) == 3
+
+
+def test_the_help_shows_the_command_as_it_is_typed(capsys):
+    with pytest.raises(SystemExit):
+        generate_masks.parse_args(["--help"])
+    assert 'b="dog" \\\n        --sam_checkpoint' in capsys.readouterr().out

@@ -1,0 +1,201 @@
+"""Photos to masks: find the subject's box, cut it out, write the mask, show what came of it.
+
+masker = Masker(*load_models(...), queries)
+results = make_masks(jobs, masker)
+result_sheet(results).show()
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
+
+from mudi import segment
+from mudi.images import Box, ImageError, load_mask, load_rgb
+from mudi.masking import Job, is_plausible, write_mask
+from mudi.preview import contact_sheet, outline
+
+BOX_COLOUR = (255, 160, 0)
+SEEN_SIDE = 640  # px, of the pictures kept for the sheet
+
+Point = tuple[int, int]
+
+
+class UnresolvedError(Exception):
+    """A photo has no one box; the message says what was seen and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a photo.
+
+    Attributes:
+        picture: the photo, small, with its box and the outline of its mask.
+        note: how its place was found.
+        problem: why there is no mask, and what to do; None if there is one.
+    """
+
+    job: Job
+    picture: Image.Image
+    note: str
+    problem: str | None
+
+
+class Masker:
+    """Finds the subject of a photo, cuts it out and writes its mask.
+
+    Args:
+        queries: what to look for, by the subject's id.
+        threshold: least confidence of a box.
+        pick: which of several boxes: "largest" or "best"; None: they are a problem.
+
+    Raises:
+        SegmentError: a query is too long for the detector.
+    """
+
+    def __init__(
+        self,
+        detect: segment.Detector,
+        cut: segment.Segmenter,
+        queries: dict[str, str],
+        threshold: float = segment.PHOTO_THRESHOLD,
+        pick: str | None = None,
+    ):
+        detect.check(queries.values())
+        self._detect, self._cut = detect, cut
+        self._queries, self._threshold, self._pick = queries, threshold, pick
+
+    def make(
+        self, job: Job, box: Sequence[float] | None = None, points: Sequence[Point] = ()
+    ) -> tuple[Box | None, str]:
+        """Write the mask of a photo; return the box that was cut, and how it was found.
+
+        Args:
+            box: left, top, right, bottom by hand (px).
+            points: pixels on the subject by hand (x, y).
+
+        Raises:
+            ImageError: the photo can't be read.
+            UnresolvedError: it has no one box, what is given by hand lies outside it, or its mask
+                is useless.
+        """
+        image = load_rgb(job.photo)
+        place = _box_by_hand(box, points, image.size)
+        note = "points by hand" if place is None else "box by hand"
+        if place is None and not points:
+            place, note = self._find(job, image)
+        mask = self._cut(image, place, points)
+        if not is_plausible(mask):
+            raise UnresolvedError(
+                f"the mask covers {mask.mean():.1%} of the photo; give a --box or a --point by hand"
+            )
+        write_mask(job.mask, mask)
+        return place, note
+
+    def _find(self, job: Job, image: Image.Image) -> tuple[Box, str]:
+        query = self._queries[job.subject]
+        [found] = self._detect([image], [[query]], self._threshold)
+        if not found:
+            raise UnresolvedError(
+                f'no "{query}" above {self._threshold}; lower --threshold, reword --query, or give '
+                f"--box {job.name}=x0,y0,x1,y1 or --point {job.name}=x,y"
+            )
+        if len(found) > 1 and self._pick is None:
+            seen = "; ".join(f"{d.score:.2f} at {','.join(map(str, d.box))}" for d in found[:5])
+            raise UnresolvedError(
+                f'{len(found)} boxes for "{query}" ({seen}); raise --threshold, '
+                f"--pick largest|best, or give --box {job.name}=x0,y0,x1,y1"
+            )
+        areas = [d.box.width * d.box.height for d in found]
+        chosen = found[areas.index(max(areas))] if self._pick == "largest" else found[0]
+        return segment.widen(chosen.box, image.size), f'"{query}" {chosen.score:.2f}'
+
+
+def _box_by_hand(
+    box: Sequence[float] | None, points: Sequence[Point], size: tuple[int, int]
+) -> Box | None:
+    """Return a box as it lies in a photo of size (W, H).
+
+    Raises:
+        UnresolvedError: it has no area there, or a point lies outside the photo or the box.
+    """
+    place = None if box is None else segment.clip(box, size)
+    if box is not None and place is not None and min(place.width, place.height) <= 0:
+        raise UnresolvedError(
+            f"the box {','.join(map(str, box))} holds nothing of the photo, which is "
+            f"{size[0]}x{size[1]} px; give left,top,right,bottom"
+        )
+    what, region = ("photo", Box(0, 0, *size)) if place is None else ("box", place)
+    for x, y in points:
+        if not (region.left <= x < region.right and region.top <= y < region.bottom):
+            inside = ",".join(map(str, region))
+            raise UnresolvedError(f"the point {x},{y} lies outside the {what} {inside}")
+    return place
+
+
+def make_masks(
+    jobs: list[Job],
+    masker: Masker,
+    boxes: dict[str, Sequence[float]] | None = None,
+    points: dict[str, list[Point]] | None = None,
+    overwrite: bool = False,
+) -> list[Result]:
+    """Make the masks that are missing, and anew those of photos with a box or points by hand.
+
+    Args:
+        boxes: left, top, right, bottom (px) by the photo's name, or by its last part.
+        points: pixels (x, y) on the subject, likewise.
+        overwrite: make all masks anew.
+    """
+    results = []
+    for job in tqdm(jobs, desc="masks"):
+        box = _by_hand(job, boxes)
+        marks = _by_hand(job, points) or ()
+        note, problem, used, mask = "kept", None, None, None
+        try:
+            if overwrite or box or marks or not job.mask.is_file():
+                used, note = masker.make(job, box, marks)
+            mask = _made_mask(job)
+        except (UnresolvedError, ImageError) as error:
+            note, problem = "NO MASK", str(error)
+        results.append(Result(job, _picture(job, used, mask), note, problem))
+    return results
+
+
+def _made_mask(job: Job) -> np.ndarray:
+    try:
+        return load_mask(job.mask)
+    except ImageError as error:
+        raise UnresolvedError(
+            f"its mask {job.mask.name} cannot be read; delete it or use --overwrite"
+        ) from error
+
+
+def _by_hand(job: Job, table: dict | None):
+    """Return what a table by photo holds for this one."""
+    return (table or {}).get(job.name) or (table or {}).get(job.photo.name)
+
+
+def _picture(job: Job, box: Box | None, mask: np.ndarray | None) -> Image.Image:
+    """Draw a box and the outline of a mask (H, W) bool into a small copy of a photo."""
+    try:
+        image = load_rgb(job.photo)
+    except ImageError:
+        return Image.new("RGB", (SEEN_SIDE, SEEN_SIDE), "black")
+    scale = min(1.0, SEEN_SIDE / max(image.size))
+    small = image.resize((round(image.width * scale), round(image.height * scale)))
+    if mask is not None:
+        shrunk = Image.fromarray(mask).resize(small.size)
+        small = outline(np.asarray(small), np.asarray(shrunk))
+    if box is not None:
+        corners = [edge * scale for edge in box]
+        ImageDraw.Draw(small).rectangle(corners, outline=BOX_COLOUR, width=3)
+    return small
+
+
+def result_sheet(results: list[Result]) -> Image.Image:
+    """Lay the results on a contact sheet."""
+    captions = [f"{r.job.name} ({r.job.subject}): {r.note}" for r in results]
+    return contact_sheet([result.picture for result in results], captions)
