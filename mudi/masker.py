@@ -185,7 +185,7 @@ def _picture(job: Job, box: Box | None, mask: np.ndarray | None) -> Image.Image:
     except ImageError:
         return Image.new("RGB", (SEEN_SIDE, SEEN_SIDE), "black")
     scale = min(1.0, SEEN_SIDE / max(image.size))
-    small = image.resize((round(image.width * scale), round(image.height * scale)))
+    small = image.resize([max(1, round(side * scale)) for side in image.size])
     if mask is not None:
         shrunk = Image.fromarray(mask).resize(small.size)
         small = outline(np.asarray(small), np.asarray(shrunk))

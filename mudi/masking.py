@@ -68,13 +68,16 @@ def add_masking_flags(parser: argparse.ArgumentParser, threshold: float) -> None
 
 def masking_complaints(args: argparse.Namespace) -> list[str]:
     """Say what is wrong with the flags of `add_masking_flags` that can be seen without loading."""
+    found = []
+    if not 0 <= args.threshold <= 1:
+        found.append(f"--threshold {args.threshold}: must be between 0 and 1")
     if args.segmenter == "sam" and not args.sam_checkpoint.is_file():
-        return [
+        found.append(
             f"--sam_checkpoint {args.sam_checkpoint}: no such file; download sam_{args.sam_type} "
             "from https://github.com/facebookresearch/segment-anything#model-checkpoints, "
             "or use --segmenter foreground"
-        ]
-    return []
+        )
+    return found
 
 
 def load_models(

@@ -312,6 +312,14 @@ def test_the_notebook_stops_where_the_folder_is_wrong(tmp_path, monkeypatch):
         contact_sheet([], [])
 
 
+def test_a_sliver_of_a_photo_and_a_threshold_that_is_none(tmp_path, detectors):
+    draw_photo(tmp_path / "a0.png", (1000, 0, 2000, 1), size=(3000, 2))
+    run(tmp_path, detectors[1])
+    assert (tmp_path / "masks_sheet.png").is_file()
+    with pytest.raises(SystemExit, match=r"--threshold 7.0: must be between 0 and 1"):
+        run(tmp_path, detectors[1], threshold="7")
+
+
 def test_what_cannot_be_loaded_is_one_line(photos, detectors, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     with pytest.raises(SetupError, match=r"broken.pth: no vit_b"):
