@@ -1,94 +1,163 @@
-"""The whole method in one command, on the CPU: `make demo`, or
+"""The whole method at work on the trained miniature, in minutes on two CPU cores: `make demo`, or
 
     python -m mini.demo --output output/demo
 
-Trains a Seg-Mix LoRA for a few steps on the example pair, loads it into a stock diffusers
-pipeline and writes a sheet. The base model has random weights, so its pictures are noise: what the
-sheet shows is the training collages and that the LoRA changes the picture.
+Personalises the miniature on a pair of subjects twice, by the user's own scripts: plainly
+(DreamBooth: no collages, ordinary noise) and by the method (Seg-Mix, mean-shifted noise). Makes the
+same pictures with each, scores them by Detect-and-Compare and writes a sheet. A few pictures by a
+young base model: they show the direction, they prove nothing; experiments/ is for that.
 """
 
 import argparse
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusionXLPipeline
+import numpy as np
 from PIL import Image
 
-from mini.tiny import tiny_sdxl
+from detect_and_compare import load_detector, load_embedder, score_images
+from detect_and_compare.draw import annotated
+from detect_and_compare.measure import Record
+from detect_and_compare.references import References, default_query, load_references
+from mini.subjects import SETS, subjects_of, write_pair
+from mini.world import SIZE
 from mudi.files import write_image
-from mudi.lora import WEIGHTS_NAME
+from mudi.images import load_rgb
 from mudi.preview import contact_sheet
 
 ROOT = Path(__file__).parent.parent
-PAIR = ROOT / "dataset/category/robot_and_teddy"
-PROMPT = "a photo of a olis robot and a hta teddy bear"
+SDXL = ROOT / "mini/weights/sdxl"
+EMBEDDER = ROOT / "mini/weights/embedder_a"
+DETECTOR = "foreground"  # the prompt asks for a plain background
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
+PICTURES = "pictures"
+TILE = 192  # px; the pictures have 64
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a pair is learned and drawn."""
+
+    title: str
+    segmix_prob: float
+    gamma: float
+
+
+METHODS = {
+    "plain": Method("DreamBooth", segmix_prob=0.0, gamma=0.0),
+    "mudi": Method("Seg-Mix + mean-shifted noise", segmix_prob=0.3, gamma=0.25),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description="The demo.", formatter_class=formatter)
     parser.add_argument("--output", type=Path, default=ROOT / "output/demo", help="folder to write")
-    parser.add_argument("--steps", type=int, default=30, help="optimizer steps")
-    parser.add_argument("--resolution", type=int, default=256, help="side of the pictures (px)")
+    parser.add_argument(
+        "--pair", choices=SETS, default="penguin_and_owl", help="of mini/subjects.py"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each LoRA")
+    parser.add_argument("--num_images", type=int, default=4, help="pictures with each method")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    base, lora = args.output / "base", args.output / "lora"
-    print(f"1/3 building a random SDXL in {base}")
-    tiny_sdxl().save_pretrained(base)
+    subjects = subjects_of(args.pair)
+    data = write_pair(args.output / args.pair, subjects, np.random.default_rng(0))
+    prompt = f"a photo of {' and '.join(f'a {s.name}' for s in subjects)}, simple background."
+    for name, method in METHODS.items():
+        print(f"{method.title}: {args.steps} steps, then {args.num_images} pictures", flush=True)
+        train(data, args.output / name, method, args.steps)
+        draw(data, args.output / name, method, prompt, args.num_images)
 
-    print(f"2/3 training: accelerate launch train_segmix_lora_sdxl.py, {args.steps} steps")
-    train(base, lora, args)
+    references = load_references(data)
+    results = score(references, {name: args.output / name / PICTURES for name in METHODS})
+    path = write_image(args.output / "sheet.png", sheet(references, results))
+    for name, pairs in results.items():
+        scores = [record.score or 0.0 for _, record in pairs]
+        good = sum(record.verdict == "good" for _, record in pairs)
+        print(
+            f"{METHODS[name].title}: D&C {np.mean(scores):.3f}, "
+            f"{good} of {len(pairs)} pictures with both subjects, unmixed"
+        )
+    print(f"the sheet: {path}")
 
-    print("3/3 loading the LoRA into a stock pipeline")
-    pipeline = StableDiffusionXLPipeline.from_pretrained(base)
-    pipeline.set_progress_bar_config(disable=True)
-    plain = sample(pipeline, args.resolution)
-    pipeline.load_lora_weights(lora)
-    adapted = sample(pipeline, args.resolution)
-    sheet = contact_sheet(
-        [Image.open(lora / "collages-000000-0.png"), plain, adapted],
-        ["collages that it trains on", "base model (random weights)", "the same with the LoRA"],
-        columns=3,
-        tile=640,
+
+def train(data: Path, output: Path, method: Method, steps: int) -> None:
+    """Train a LoRA by the user's script."""
+    run(
+        "train_segmix_lora_sdxl.py",
+        pretrained_model_name_or_path=SDXL,
+        instance_data_dir=data,
+        output_dir=output,
+        resolution=SIZE,
+        max_train_steps=steps,
+        train_batch_size=4,
+        learning_rate=2e-3,
+        dco_beta=0,
+        lr_warmup_steps=0,
+        rank=16,
+        seed=42,
+        segmix_prob=method.segmix_prob,
+        report_to="none",
     )
-    path = write_image(args.output / "sheet.png", sheet)
-    print(f"the LoRA:  {lora / WEIGHTS_NAME}\nthe sheet: {path}")
 
 
-def train(base: Path, output_dir: Path, args: argparse.Namespace) -> None:
-    """Run the training script as a user would."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
-    flags = {
-        "pretrained_model_name_or_path": base,
-        "instance_data_dir": PAIR,
-        "output_dir": output_dir,
-        "resolution": args.resolution,
-        "max_train_steps": args.steps,
-        "validation_prompt": PROMPT,
-        "num_validation_inference_steps": 5,
-        "num_validation_images": 1,
-        "train_batch_size": 1,
-        "lr_warmup_steps": 0,
-        "learning_rate": 1e-3,
-        "rank": 4,
-        "seed": 42,
-    }
+def draw(data: Path, lora: Path, method: Method, prompt: str, num_images: int) -> None:
+    """Make pictures by the user's script."""
+    run(
+        "inference.py",
+        pretrained_model_name_or_path=SDXL,
+        lora=lora,
+        instance_data_dir=data,
+        prompt=prompt,
+        num_images=num_images,
+        batch_size=num_images,
+        gamma=method.gamma,
+        output_dir=lora / PICTURES,
+    )
+
+
+def run(script: str, **flags: object) -> None:
+    """Launch a script and wait; it shows its own progress."""
     words = [f"--{name}={value}" for name, value in flags.items()]
-    subprocess.run([*launch, str(ROOT / "train_segmix_lora_sdxl.py"), *words], check=True)
+    subprocess.run([*LAUNCH, str(ROOT / script), *words], check=True)
 
 
-def sample(pipeline: StableDiffusionXLPipeline, resolution: int) -> Image.Image:
-    generator = torch.Generator().manual_seed(0)
-    return pipeline(
-        PROMPT,
-        height=resolution,
-        width=resolution,
-        num_inference_steps=10,
-        generator=generator,
-    ).images[0]
+def score(
+    references: References, folders: dict[str, Path]
+) -> dict[str, list[tuple[Image.Image, Record]]]:
+    """Return each folder's pictures with what Detect-and-Compare says of them."""
+    queries = [default_query(name) for name in references.names.values()]
+    detector, embedder = load_detector(DETECTOR, queries), load_embedder(str(EMBEDDER))
+    results = {}
+    for name, folder in folders.items():
+        images = [load_rgb(path) for path in sorted(folder.glob("0*.png"))]
+        records = score_images(images, references.images, detector, embedder)
+        results[name] = list(zip(images, records, strict=True))
+    return results
+
+
+def sheet(
+    references: References, results: dict[str, list[tuple[Image.Image, Record]]]
+) -> Image.Image:
+    """Lay two references of each subject in the first row, then a row for each method."""
+    columns = max(len(pairs) for pairs in results.values())
+    shown = [
+        (image, references.names[subject])
+        for subject, images in references.images.items()
+        for image in images[: columns // len(references.names)]
+    ]
+    shown += [(Image.new("RGB", (SIZE, SIZE), "white"), "")] * (columns - len(shown))
+    for name, pairs in results.items():
+        title = METHODS[name].title
+        for image, record in pairs:
+            large = annotated(image, record)
+            shown.append((large, f"{title}: {record.score:.2f}, {record.verdict}"))
+    images, captions = zip(*shown, strict=True)
+    return contact_sheet(list(images), list(captions), columns=columns, tile=TILE)
 
 
 if __name__ == "__main__":
