@@ -1,7 +1,6 @@
 """The miniature of SDXL: its real classes at 64 pixels, built, run for training, and saved."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from transformers import (
 )
 
 from mini.tokenizer import PROMPT_TOKENS, world_tokenizer
+from mini.training_state import HEAD_WIDTH, save_in_half
 from mini.world import SIZE
-from mudi.files import write_text
 
-HEAD_WIDTH = 32  # channels an attention head, in all parts
 SIZE_WIDTH = 16  # of the embedding of each of the six sizes
 NO_CROP_SIZES = (SIZE, SIZE, 0, 0, SIZE, SIZE)  # original height, width, crop, target; px
 # SDXL's text encoders end one layer early; the first one's last layer is there to be left out.
@@ -152,9 +150,7 @@ def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     }
     assemble(**half).save_pretrained(folder)
     for name in ("text_encoder", "text_encoder_2"):
-        path = folder / name / "config.json"
-        config = json.loads(path.read_text())
-        write_text(path, json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+        save_in_half(pipeline.components[name], folder / name)
 
 
 def denoiser_of(pipeline: StableDiffusionXLPipeline) -> Denoiser:

@@ -32,10 +32,9 @@ from mini.latents import LatentPool, encoder_fingerprint
 from mini.training_state import (
     Run,
     add_training_flags,
+    learn,
     make_accelerator,
-    make_ema,
-    make_optimizer,
-    set_learning_rate,
+    prepare,
 )
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
 from mudi.losses import min_snr_weight
@@ -87,12 +86,7 @@ def main(args: argparse.Namespace) -> None:
     pipeline.vae.requires_grad_(False)
 
     denoiser = denoiser_of(pipeline)
-    optimizer = make_optimizer(denoiser)
-    ema = make_ema(denoiser)
-    ema.to(accelerator.device)
-    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
-    num_parameters = sum(p.numel() for p in denoiser.parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
+    denoiser, optimizer, ema = prepare(accelerator, denoiser)
 
     unet, latents = pipeline.unet.config, encoder_fingerprint(pipeline.vae)
     identity = f"a UNet of channels {list(unet.block_out_channels)} on latents {latents}"
@@ -135,12 +129,7 @@ def train(
 
         with accelerator.autocast():
             loss = denoising_loss(denoiser, levels, latents, ids, generator).mean()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(denoiser.parameters(), 1.0)
-        set_learning_rate(optimizer, args.learning_rate, run.progress.step)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(denoiser.parameters())
+        learn(loss, denoiser, optimizer, ema, run)
 
         run.count(len(latents), loss.detach())
         if run.sheet_due():

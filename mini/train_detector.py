@@ -45,11 +45,10 @@ from mini.training_state import (
     Run,
     add_training_flags,
     add_transformer_flags,
+    learn,
     make_accelerator,
-    make_ema,
-    make_optimizer,
+    prepare,
     save_in_half,
-    set_learning_rate,
 )
 from mini.world import SIZE, with_article
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
@@ -342,12 +341,7 @@ def main(args: argparse.Namespace) -> None:
         teach_words(model, processor, np.random.default_rng(args.seed))
     for side in (model.owlv2.text_model, model.owlv2.text_projection):
         side.requires_grad_(False)
-    optimizer = make_optimizer(model)
-    ema = make_ema(model)
-    ema.to(accelerator.device)
-    model, optimizer = accelerator.prepare(model.train(), optimizer)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
+    model, optimizer, ema = prepare(accelerator, model.train())
 
     config = model.config.vision_config
     shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
@@ -380,12 +374,7 @@ def train(
         with accelerator.autocast():
             logits, boxes, cosines = predict(model, processor, batch.pixels, queries)
         loss = set_loss(logits, boxes, batch) + NAMING_WEIGHT * naming_loss(cosines, batch.shown)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        set_learning_rate(optimizer, args.learning_rate, run.progress.step)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(model.parameters())
+        learn(loss, model, optimizer, ema, run)
 
         run.count(len(batch.pixels), loss.detach())
         if run.sheet_due():

@@ -46,11 +46,10 @@ from mini.training_state import (
     Run,
     add_training_flags,
     add_transformer_flags,
+    learn,
     make_accelerator,
-    make_ema,
-    make_optimizer,
+    prepare,
     save_in_half,
-    set_learning_rate,
 )
 from mini.world import OVERLAP_SHARE, SIZE, arrange
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
@@ -189,12 +188,7 @@ def main(args: argparse.Namespace) -> None:
         model = Dinov2Model.from_pretrained(args.start_from, dtype=torch.float32)
     else:
         model = new_embedder(args.width, args.layers, args.patch)
-    optimizer = make_optimizer(model)
-    ema = make_ema(model)
-    ema.to(accelerator.device)
-    model, optimizer = accelerator.prepare(model.train(), optimizer)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
+    model, optimizer, ema = prepare(accelerator, model.train())
 
     config = model.config
     shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
@@ -225,12 +219,7 @@ def train(
         with accelerator.autocast():
             embeddings = embed(model, processor, pixels.to(accelerator.device))
         loss = contrastive_loss(embeddings).mean()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        set_learning_rate(optimizer, args.learning_rate, run.progress.step)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(model.parameters())
+        learn(loss, model, optimizer, ema, run)
 
         run.count(len(pixels), loss.detach())
         if run.sheet_due():

@@ -26,10 +26,9 @@ from mini.training_state import (
     STATE_DIR,
     Run,
     add_training_flags,
+    learn,
     make_accelerator,
-    make_ema,
-    make_optimizer,
-    set_learning_rate,
+    prepare,
 )
 from mini.world import SIZE
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
@@ -93,12 +92,7 @@ def main(args: argparse.Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(start) if start else new_vae(tuple(args.channels))
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(not args.freeze_encoder)
-    optimizer = make_optimizer(vae)
-    ema = make_ema(vae)
-    ema.to(accelerator.device)
-    vae, optimizer = accelerator.prepare(vae, optimizer)
-    num_parameters = sum(p.numel() for p in vae.parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
+    vae, optimizer, ema = prepare(accelerator, vae)
 
     identity = f"a VAE of channels {list(vae.config.block_out_channels)}"
     with Run(accelerator, ema, args, identity) as run:
@@ -125,12 +119,7 @@ def train(
 
         with accelerator.autocast():
             loss = vae_loss(vae, batch, generator)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(vae.parameters(), 1.0)
-        set_learning_rate(optimizer, args.learning_rate, run.progress.step)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(vae.parameters())
+        learn(loss, vae, optimizer, ema, run)
 
         run.count(len(batch.pixels), loss.detach())
         if run.sheet_due():

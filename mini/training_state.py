@@ -27,7 +27,7 @@ from mudi.files import clean_up, finish_folder, temporary_folder, write_text
 
 STATE_DIR = Path.home() / ".cache" / "mudi-mini"  # outlives a work tree
 CHECKPOINT, PROGRESS = "checkpoint", "progress.json"
-HEAD_WIDTH = 32  # of an attention head
+HEAD_WIDTH = 32  # channels an attention head, in all networks
 WARM_UP_STEPS = 200
 EMA_DECAY = 0.9995  # at most; it starts lower
 LOSS_MEMORY = 0.98  # of the mean that the progress bar shows
@@ -111,21 +111,31 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW over a model's parameters; `set_learning_rate` gives the rate."""
-    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+def prepare(accelerator: Accelerator, model: Any) -> tuple[Any, torch.optim.Optimizer, EMAModel]:
+    """Put a model on its device; return it with AdamW and its parameters' running mean."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    ema = EMAModel(list(model.parameters()), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+    ema.to(accelerator.device)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
+    return model, optimizer, ema
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, step: int) -> None:
-    """Warm up linearly, then keep the rate; a continued run takes a new one from its flags."""
+def learn(
+    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, run: "Run"
+) -> None:
+    """Take an optimizer step; the rate warms up linearly and then stays.
+
+    A continued run takes a new rate from its flags.
+    """
+    run.accelerator.backward(loss)
+    run.accelerator.clip_grad_norm_(model.parameters(), 1.0)
     for group in optimizer.param_groups:
-        group["lr"] = rate * min(1.0, (step + 1) / WARM_UP_STEPS)
-
-
-def make_ema(model: nn.Module) -> EMAModel:
-    """Return the running mean of a model's parameters."""
-    parameters = list(model.parameters())
-    return EMAModel(parameters, decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+        group["lr"] = run.args.learning_rate * min(1.0, (run.progress.step + 1) / WARM_UP_STEPS)
+    optimizer.step()
+    optimizer.zero_grad()
+    ema.step(model.parameters())
 
 
 def save_in_half(model: PreTrainedModel, folder: Path) -> None:
