@@ -27,12 +27,13 @@ from accelerate import PartialState
 from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
+from mudi.checkpoints import differences
 from mudi.checks import SetupError, refuse, told_in_one_line
 from mudi.files import replace_file, write_image, write_text
 from mudi.images import load_rgb
 from mudi.init_noise import Layout, LayoutError, load_layout
 from mudi.llm import LlmError, llm_layout
-from mudi.lora_files import WEIGHTS_NAME
+from mudi.lora_files import lora_path
 from mudi.metadata import Subjects
 from mudi.pipelines import (
     add_pipeline_flags,
@@ -52,6 +53,7 @@ from mudi.sampling import (
     Shot,
     Stage,
     load_loras,
+    photo_named,
     set_scheduler,
     signal_unit,
     start_sheet,
@@ -59,6 +61,7 @@ from mudi.sampling import (
 from mudi.shot_args import (
     LLM,
     RANDOM,
+    kind_complaints,
     named_subjects,
     number_complaints,
     read_gamma,
@@ -137,11 +140,10 @@ def main(args: argparse.Namespace) -> None:
     gamma = read_gamma(args.gamma, ids, problems)
     scales = read_scales(args.scales, ids, problems)
     refuse(problems)
+    kind = pipeline_kind(args.pretrained_model_name_or_path, args.revision, args.cache_dir)
     if gamma is None:
-        base = args.pretrained_model_name_or_path
-        kind = pipeline_kind(base, args.revision, args.cache_dir)
         gamma = DEFAULT_GAMMA[kind] if subjects else 0.0
-    refuse(start_complaints(prompts, subjects, gamma, args.layout))
+    refuse(kind_complaints(args, kind) + start_complaints(args, prompts, subjects, gamma))
 
     state = join_processes()
     layouts: list[Layout | None] = [None] * len(prompts)
@@ -180,7 +182,8 @@ def read_layouts(
     """
     layouts: list[Layout | None] = []
     for prompt in prompts:
-        names = [subjects.names[subject] for subject in named_subjects(prompt, subjects.names)]
+        ids = named_subjects(prompt, subjects.names)
+        names = [subjects.names[subject] for subject in ids]
         path = Path(args.layout)
         try:
             if args.layout == LLM:
@@ -194,9 +197,13 @@ def read_layouts(
                     layout = llm_layout(prompt, names, args.llm_url, args.llm_model, size)
                     write_text(path, json.dumps(asdict(layout)))
                 state.wait_for_everyone()
-            layouts.append(load_layout(path, names))
-        except (LlmError, LayoutError) as error:
+            layout = load_layout(path, names)
+            for subject, photo in zip(ids, layout.photos, strict=False):
+                if photo is not None:
+                    photo_named(photo, subjects.photos_of(subject))
+        except (LlmError, LayoutError, SamplingError) as error:
             raise SetupError(f"--layout {args.layout}: {error}") from error
+        layouts.append(layout)
     return layouts
 
 
@@ -206,8 +213,7 @@ def origin_of(args: argparse.Namespace, subjects: Subjects | None) -> dict[str, 
         "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype "
         "lora lora_scale negative_prompt steps guidance_scale scheduler resolution height width"
     ).split()
-    loras = [Path(path) for path in args.lora]
-    files = [path / WEIGHTS_NAME if path.is_dir() else path for path in loras]
+    files = [lora_path(Path(path)) for path in args.lora]
     digests = [file_digest(path) for path in files if path.is_file()]
     photos = subjects.photos if subjects else []
     data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
@@ -239,12 +245,7 @@ def is_done(job: Job, journal: Journal, args: argparse.Namespace, origin: dict[s
     record = journal.done.get(job.name)
     if record is None or not (args.output_dir / job.name).is_file():
         return False
-    settings = settings_of(job, origin)
-    changed = [
-        f"{key} was {record.get(key)}"
-        for key, value in settings.items()
-        if record.get(key) != value
-    ]
+    changed = differences(record, settings_of(job, origin))
     if changed:
         raise SetupError(
             f"{args.output_dir / job.name} was made otherwise ({'; '.join(changed)}): "
@@ -275,13 +276,10 @@ def make(
         place(pipeline, state.device, args.cpu_offload)
         if state.is_main_process:
             tell_gamma(jobs[0].shot.gamma, pipeline, args.steps)
-        for first in tqdm(
-            range(0, len(jobs), args.batch_size), "batches", disable=not state.is_main_process
-        ):
-            batch = jobs[first : first + args.batch_size]
-            pictures = sampler.draw([job.shot for job in batch], args.batch_size)
-            for job, picture in zip(batch, pictures, strict=True):
-                journal.add(write_picture(job, picture, args.output_dir, origin))
+        pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
+        bar = tqdm(pictures, "pictures", len(jobs), disable=not state.is_main_process)
+        for job, picture in zip(jobs, bar, strict=True):
+            journal.add(write_picture(job, picture, args.output_dir, origin))
     except SamplingError as error:
         raise SetupError(str(error)) from error
 

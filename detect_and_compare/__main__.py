@@ -43,7 +43,8 @@ from detect_and_compare.report import Report, write_report
 from detect_and_compare.results import Line, summarise, to_line, write_summary
 from detect_and_compare.score import Norm
 from detect_and_compare.text import ClipText
-from mudi.args import id_table
+from mudi.args import DTYPES, id_table
+from mudi.checkpoints import differences
 from mudi.checks import SetupError, refuse, unwritable
 from mudi.files import write_text
 from mudi.images import ImageError
@@ -54,7 +55,6 @@ from mudi.work import Journal, join_processes, share
 SCORES, SUMMARY, REPORT, RUN = "scores.jsonl", "summary.csv", "report.html", "run.json"
 CACHE = "reference_embeddings"
 NORMS: dict[str, Norm] = {"2": 2, "fro": "fro"}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,7 +101,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="dreamsim (default), dinov2, clip, colours, or an AutoModel's folder or hub id",
     )
     flag("--pooling", choices=POOLINGS, help="of the embedders but dreamsim; unset: their own")
-    flag("--dtype", choices=DTYPES, default="float32", help="of the embedders (float32)")
+    flag("--dtype", choices=DTYPES, default="fp32", help="of the embedders (fp32)")
     flag("--cache_dir", type=Path, help="where embedders' checkpoints are kept or fetched to")
     flag("--matching", choices=("greedy", "optimal"), default="greedy", help="greedy: as published")
     flag("--norm", choices=NORMS, default="2", help="of S_DC - S_GT; 2, spectral: as published")
@@ -229,11 +229,8 @@ def change_complaints(args: argparse.Namespace, settings: Mapping[str, Any]) -> 
         earlier = dict(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         return [f"{path}: cannot be read ({error}); --overwrite, or another --output"]
-    changed = [key for key, value in settings.items() if earlier.get(key) != value]
-    if not changed:
-        return []
-    told = "; ".join(f"{key} {settings[key]}, then {earlier.get(key)}" for key in changed)
-    return [f"{path}: scored otherwise ({told}); --overwrite, or another --output"]
+    told = "; ".join(differences(earlier, dict(settings)))
+    return [f"{path}: scored otherwise ({told}); --overwrite, or another --output"] * bool(told)
 
 
 def load_models(
@@ -244,7 +241,7 @@ def load_models(
 ) -> tuple[ImageDetector, list[Metric], ClipText | None]:
     variant = Variant(args.matching, NORMS[args.norm], args.count_aware)
     cache = args.output / CACHE
-    dtype = DTYPES[args.dtype]
+    dtype = getattr(torch, DTYPES[args.dtype])
     try:
         detector = load_detector(
             args.detector, list(queries.values()), args.threshold, args.nms, device

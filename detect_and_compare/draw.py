@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from PIL import Image, ImageDraw, ImageFont
 
 from detect_and_compare.measure import Record
+from mudi.preview import COLOURS
 
-# Okabe and Ito's, told apart by the colour-blind too; from the ninth subject on they recur.
-COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #b8860b #56b4e9 #7f3fbf #4d4d4d".split()
 EXTRA_COLOUR = "#8a929e"
 BADGE = 1 / 13  # of a picture's longest side: the square with the number in a box's corner
 

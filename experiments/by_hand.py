@@ -11,7 +11,6 @@ method, and writes verdicts.jsonl to fill in: `count`, how many subjects there a
 
 import argparse
 import csv
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from typing import Any
 from experiments.results import GOOD
 from experiments.stats import agreement, cohens_kappa
 from mudi.checks import refuse
-from mudi.files import write_image, write_text
+from mudi.files import write_image
 from mudi.images import load_rgb
-from mudi.metadata import MetadataError, read_records
+from mudi.metadata import MetadataError, read_records, write_records
 from mudi.preview import contact_sheet
 
 VERDICTS = "verdicts.jsonl"
@@ -72,11 +71,9 @@ def sample(rows: list[dict[str, str]], args: argparse.Namespace) -> None:
         captions = [f"{start + i}: {shown[name]['prompt']}" for i, name in enumerate(names)]
         sheet = contact_sheet(images, captions, SHEET_COLUMNS, TILE)
         write_image(args.output / f"sheet_{start // a_sheet:02}.png", sheet)
-    lines = [
-        json.dumps({"number": i, "image": name, "count": None, "verdict": None}) + "\n"
-        for i, name in enumerate(chosen)
-    ]
-    write_text(args.output / VERDICTS, "".join(lines))
+    blank = {"count": None, "verdict": None}
+    lines = [{"number": i, "image": name, **blank} for i, name in enumerate(chosen)]
+    write_records(args.output / VERDICTS, lines)
     print(f"look at the sheets in {args.output} and fill in {args.output / VERDICTS}")
 
 

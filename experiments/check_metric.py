@@ -24,7 +24,6 @@ from experiments.scoring import (
     embedder_labels,
     metric_complaints,
     score,
-    write_list,
 )
 from experiments.stats import bootstrap, ranked_rightly
 from mini.art import Thing
@@ -34,6 +33,7 @@ from mini.world import arrange, random_thing
 from mudi.checks import refuse
 from mudi.files import write_image
 from mudi.images import load_rgb
+from mudi.metadata import write_records
 from mudi.preview import contact_sheet
 from mudi.work import join_processes
 
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
         path, output = args.output / f"{data_set.name}.jsonl", args.output / "dnc" / data_set.name
         if state.is_main_process:
             rng = np.random.default_rng([args.seed, number])
-            write_list(path, draw_pictures(data_set, args.num_images, rng, args.output))
+            write_records(path, draw_pictures(data_set, args.num_images, rng, args.output))
         state.wait_for_everyone()
         for line in score(path, data_set.folder, output, args):
             rows += rows_of(line, data_set, embedder_labels(args))

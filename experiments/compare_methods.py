@@ -50,12 +50,14 @@ from experiments.scoring import (
     embedder_labels,
     metric_complaints,
     score,
-    write_list,
 )
+from mudi.args import DTYPES
+from mudi.checkpoints import differences
 from mudi.checks import MODEL_INDEX, PRIOR_FILENAME, model_folder_complaints, refuse
 from mudi.files import write_image, write_text
 from mudi.images import load_rgb
-from mudi.pipelines import BASE_FLAG, DTYPES, VAE_FLAG
+from mudi.metadata import write_records
+from mudi.pipelines import BASE_FLAG, VAE_FLAG
 from mudi.preview import contact_sheet
 from mudi.sampling import DEFAULT_GAMMA
 from mudi.work import Journal, join_processes, share
@@ -189,10 +191,8 @@ def begin(args: argparse.Namespace, state: PartialState) -> None:
     settings = json.loads(json.dumps({key: getattr(args, key) for key in SETTINGS}, default=str))
     path = args.output / RUN
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    changed = [f"{key} was {earlier.get(key)}" for key in SETTINGS if earlier[key] != settings[key]]
-    refuse(
-        [f"{path}: made otherwise; take another --output ({'; '.join(changed)})"] * bool(changed)
-    )
+    told = "; ".join(differences(earlier, settings))
+    refuse([f"{path}: made otherwise; take another --output ({told})"] * bool(told))
     state.wait_for_everyone()
     if state.is_main_process:
         write_text(path, json.dumps(settings, indent=2) + "\n")
@@ -211,7 +211,7 @@ def score_set(
         return []
     path, output = args.output / f"{data_set.name}.jsonl", args.output / "dnc" / data_set.name
     if state.is_main_process:
-        write_list(path, pictures)
+        write_records(path, pictures)
     state.wait_for_everyone()
     lines = score(path, data_set.folder, output, args)
     return [row for line in lines for row in rows_of(line, data_set, embedder_labels(args))]

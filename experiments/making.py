@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 
 from experiments.plan import DataSet, Unit, Variant
 from experiments.training import train, training_process
+from mudi.args import DTYPES
 from mudi.files import write_image
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import load_subjects
-from mudi.pipelines import BASE_FLAG, DTYPES, VAE_FLAG, load_pipeline
+from mudi.pipelines import BASE_FLAG, VAE_FLAG, load_pipeline
 from mudi.sampling import Sampler, Sampling, Shot, load_loras
 from mudi.segmix import listed
 from mudi.work import Journal
@@ -100,7 +101,7 @@ def make(
                     args.pretrained_model_name_or_path,
                     args.pretrained_vae_model_name_or_path,
                     device,
-                    args.dtype and DTYPES[args.dtype],
+                    args.dtype and getattr(torch, DTYPES[args.dtype]),
                 ).to(device)
             draw(unit, todo, pipeline, args, journal)
 
@@ -126,10 +127,8 @@ def draw(
     load_loras(pipeline, [str(lora_dir(unit, args))], [1.0])
     sampling = Sampling(None, args.steps, args.guidance_scale, unit.training.negative_prompt)
     sampler = Sampler(pipeline, sampling, load_subjects(unit.data_set.folder))
-    for start in range(0, len(jobs), args.batch_size):
-        batch = jobs[start : start + args.batch_size]
-        pictures = sampler.draw([job.shot for job in batch])
-        for job, picture in zip(batch, pictures, strict=True):
-            write_image(args.output / job.image, picture.image)
-            journal.add(job.record)
+    pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
+    for job, picture in zip(jobs, pictures, strict=True):
+        write_image(args.output / job.image, picture.image)
+        journal.add(job.record)
     pipeline.unload_lora_weights()

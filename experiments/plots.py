@@ -10,8 +10,8 @@ from matplotlib.ticker import NullFormatter
 from experiments.results import Summary
 from experiments.stats import Interval
 from mudi.files import replace_file
+from mudi.preview import COLOURS
 
-COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #b8860b #56b4e9 #7f3fbf #4d4d4d".split()
 MEASURES = {"score": "D&C", "success": "success rate"}
 PANEL = (3.6, 2.8)  # inches
 BAR = 0.3  # inches

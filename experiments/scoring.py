@@ -1,16 +1,12 @@
 """Detect-and-Compare as its command runs it, on a list of pictures."""
 
 import argparse
-import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from detect_and_compare import __main__ as metric
 from detect_and_compare.results import Line
-from experiments.results import Record
 from mudi.checks import model_folder_complaints
-from mudi.files import write_text
 from mudi.metadata import read_records
 
 DETECTOR = "mini/weights/detector"
@@ -47,16 +43,11 @@ def embedder_labels(args: argparse.Namespace) -> list[str]:
     return [Path(name).name for name in args.embedder]
 
 
-def write_list(path: Path, pictures: Sequence[Record]) -> None:
-    """Write the JSONL of pictures that the metric takes."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in pictures))
-
-
 def score(pictures: Path, references: Path, output: Path, args: argparse.Namespace) -> list[Line]:
     """Score pictures, together with the launch's other processes; return their scores' lines.
 
     Args:
-        pictures: a file of `write_list`.
+        pictures: JSON lines, as the metric takes them.
         references: the subjects' data folder.
         output: folder for the scores; what is there is not scored again.
     """

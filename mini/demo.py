@@ -117,12 +117,13 @@ def draw(data: Path, lora: Path, method: Method, prompt: str, num_images: int) -
         batch_size=num_images,
         gamma=method.gamma,
         output_dir=lora / PICTURES,
+        overwrite=True,  # an earlier demo's
     )
 
 
 def run(script: str, **flags: object) -> None:
-    """Launch a script and wait; it shows its own progress."""
-    words = [f"--{name}={value}" for name, value in flags.items()]
+    """Launch a script and wait; it shows its own progress. A flag that is True has no value."""
+    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
     subprocess.run([*LAUNCH, str(ROOT / script), *words], check=True)
 
 

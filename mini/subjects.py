@@ -8,7 +8,6 @@ wears is worn by nothing that the miniature was trained on.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from PIL import Image
 from mini.art import Paint, Thing
 from mini.backgrounds import background_names, draw_background
 from mini.world import MAX_ANGLE, SIZE, Pose, draw_tile, paste, with_article
-from mudi.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.files import finish_folder, temporary_folder, write_image
+from mudi.metadata import write_records
 from mudi.preview import contact_sheet
 
 PHOTOS = 5  # of each subject
@@ -116,7 +116,7 @@ def write_pair(
             Image.fromarray(photo.pixels).save(temporary / files["file_name"])
             Image.fromarray(photo.mask).save(temporary / files["mask_path"])
             lines.append({"id": key, **files, "text": photo.caption})
-    write_text(temporary / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_records(temporary / "metadata.jsonl", lines)
     return finish_folder(folder)
 
 

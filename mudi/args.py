@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # flags' words -> torch's
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
 TRACKERS = ("tensorboard", "wandb")

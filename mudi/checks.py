@@ -141,6 +141,11 @@ def _start_complaints(args: argparse.Namespace, family: str) -> list[str]:
     return found
 
 
+def looks_local(name: str) -> bool:
+    """Say whether a name can only be meant as a path; a hub id is <owner>/<name>."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+
+
 def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
     """Complain about a local path that is no model folder; a hub id is left to the hub.
 
@@ -152,8 +157,7 @@ def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
         if (path / index).is_file():
             return []
         return [f"{flag} {name}: the folder has no {index}, so it holds no diffusers model"]
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
-    if path.exists() or looks_local:
+    if path.exists() or looks_local(name):
         return [f"{flag} {name}: no such folder (nor a hub id, which is <owner>/<name>)"]
     return []
 

@@ -49,6 +49,11 @@ class LoraOutline:
     is_dora: bool
 
 
+def lora_path(path: Path) -> Path:
+    """Return the file that a file's or a training run's path stands for."""
+    return path / WEIGHTS_NAME if path.is_dir() else path
+
+
 def outline(path: Path) -> LoraOutline:
     """Read a LoRA file's outline from its header.
 
@@ -58,7 +63,7 @@ def outline(path: Path) -> LoraOutline:
     Raises:
         LoraFileError: there is none, or not one of SDXL or FLUX in diffusers' key names.
     """
-    file = path / WEIGHTS_NAME if path.is_dir() else path
+    file = lora_path(path)
     if not file.is_file():
         raise LoraFileError(f"{file}: no such file")
     try:

@@ -72,11 +72,7 @@ def masking_complaints(args: argparse.Namespace) -> list[str]:
     if not 0 <= args.threshold <= 1:
         found.append(f"--threshold {args.threshold}: must be between 0 and 1")
     if args.segmenter == "sam" and not args.sam_checkpoint.is_file():
-        found.append(
-            f"--sam_checkpoint {args.sam_checkpoint}: no such file; download sam_{args.sam_type} "
-            "from https://github.com/facebookresearch/segment-anything#model-checkpoints, "
-            "or use --segmenter foreground"
-        )
+        found.append(segment.no_sam(args.sam_checkpoint, args.sam_type))
     return found
 
 

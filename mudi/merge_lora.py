@@ -118,11 +118,15 @@ def main(args: argparse.Namespace) -> None:
         merged = merge([lora.read_lora(one.file) for one in outlines], weights)
     except ValueError as error:
         raise SetupError(str(error)) from error
-    configs = {}
-    for part, state in merged.items():
-        layers = [key.removesuffix(A) for key in state if key.endswith(A)]
-        rank = len(state[layers[0] + A])
-        configs[part] = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers)
+    layers = {
+        part: [key.removesuffix(A) for key in state if key.endswith(A)]
+        for part, state in merged.items()
+    }
+    rank = next(len(merged[part][names[0] + A]) for part, names in layers.items())
+    configs = {
+        part: LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+        for part, names in layers.items()
+    }
     lora.write_lora(args.output, PIPELINES[outlines[0].family], merged, configs)
     print(f"{args.output}: rank {rank}; refit it with --resume_lora {args.output} --rank {rank}")
 

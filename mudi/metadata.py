@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ def load_subjects(
 
 
 def read_records(path: Path) -> list[dict]:
-    """Return a metadata file's lines as they stand, unchecked; none where there is no file.
+    """Return the objects of a file of JSON lines, unchecked; none where there is no file.
 
     Raises:
         MetadataError: lists the lines that are no JSON object.
@@ -118,9 +118,9 @@ def file_problem(key: str, name: object) -> str | None:
     return None
 
 
-def write_records(path: Path, records: list[dict]) -> None:
-    """Write a metadata file, one JSON object a line."""
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, complete or not at all."""
+    lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
     write_text(path, "".join(lines))
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
+from mudi.args import DTYPES
 from mudi.checks import MODEL_INDEX, SetupError, model_folder_complaints, told_in_one_line
 
 BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model_name_or_path"
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KINDS = {"StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
 ON_GPU = {"sdxl": torch.float16, "flux": torch.bfloat16}
 
@@ -49,7 +49,7 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "base": args.pretrained_model_name_or_path,
         "vae": args.pretrained_vae_model_name_or_path,
-        "dtype": args.dtype and DTYPES[args.dtype],
+        "dtype": args.dtype and getattr(torch, DTYPES[args.dtype]),
         "revision": args.revision,
         "variant": args.variant,
         "cache_dir": args.cache_dir,

@@ -24,6 +24,8 @@ from mudi.segmix import FLUX_STYLE, SDXL_STYLE
 
 STYLES = {"sdxl": SDXL_STYLE, "flux": FLUX_STYLE}
 OUTLINE = (255, 0, 255)
+# Of subjects and curves: Okabe and Ito's, told apart by the colour-blind too; then they recur.
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #b8860b #56b4e9 #7f3fbf #4d4d4d".split()
 FRAME = (160, 160, 160)
 GAP = 4  # px, around each picture
 LETTER_WIDTH = 7  # px, about

@@ -7,7 +7,7 @@ sheet = start_sheet(pictures)
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +40,7 @@ from mudi.init_noise import (
     subject_latents,
 )
 from mudi.metadata import Photo, Subjects
-from mudi.preview import contact_sheet
+from mudi.preview import COLOURS, contact_sheet
 from mudi.segmix import Cutout, cut_out
 from mudi.shot_args import named_subjects
 
@@ -53,7 +53,6 @@ SCHEDULERS: dict[str, Any] = {
 }
 DEFAULT_GAMMA = {"sdxl": 0.1, "flux": 0.0}  # provisional; FLUX does without (method, section 6)
 KEPT_CUTOUTS = 32  # a 12-megapixel photo's can take 50 MB
-BOX_COLOURS = ((220, 60, 60), (60, 90, 220), (40, 160, 80), (200, 140, 20), (150, 60, 190))
 
 
 class SamplingError(ValueError):
@@ -145,7 +144,7 @@ class Stage:
             )
         for i, name in enumerate(layout.photos):
             if name is not None:
-                chosen[i] = _photo_named(name, photos[i])
+                chosen[i] = photo_named(name, photos[i])
         cutouts = [self._cutout(photo) for photo in chosen]
         scene = compose_layout(cutouts, layout, self.size)
         names = tuple(self.subjects.names[subject] for subject in ids)
@@ -190,14 +189,14 @@ class Sampler:
             # SDXL's own VAE overflows in half precision; CPU offload would move it behind our back
             self._vae = copy.deepcopy(pipeline.vae).float().to(device or pipeline.device)
 
-    def draw(self, shots: Sequence[Shot], batch_size: int = 1) -> list[Picture]:
-        """Make pictures, batch_size at a time.
+    def draw(self, shots: Sequence[Shot], batch_size: int = 1) -> Iterator[Picture]:
+        """Make pictures, batch_size at a time; each batch when its first picture is asked for.
 
         Raises:
             SamplingError: a shot can't be laid out.
         """
-        batches = [shots[i : i + batch_size] for i in range(0, len(shots), batch_size)]
-        return [picture for batch in batches for picture in self._draw(batch)]
+        for first in range(0, len(shots), batch_size):
+            yield from self._draw(shots[first : first + batch_size])
 
     def _draw(self, shots: Sequence[Shot]) -> list[Picture]:
         generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
@@ -224,7 +223,7 @@ class Sampler:
         return [Picture(*made) for made in zip(shots, images, starts, strict=True)]
 
     def _noise(self, shot: Shot, start: Start | None, generator: torch.Generator) -> Tensor:
-        """Return what the pipeline starts from (1, C, h, w), on its device."""
+        """Return what the pipeline starts from (1, C, h, w), on the CPU."""
         factor = self.pipeline.vae_scale_factor
         width, height = (length // factor for length in self.size)
         channels = self.pipeline.vae.config.latent_channels
@@ -249,7 +248,12 @@ def _cutout(photo: Photo) -> Cutout:
     return cut_out(load_rgb(photo.image), load_mask(photo.mask))
 
 
-def _photo_named(name: str, photos: list[Photo]) -> Photo:
+def photo_named(name: str, photos: list[Photo]) -> Photo:
+    """Return the photo of a subject that a layout names by its file.
+
+    Raises:
+        SamplingError: there is none.
+    """
     for photo in photos:
         if photo.image.name == Path(name).name:
             return photo
@@ -305,13 +309,13 @@ def layout_picture(start: Start) -> Image.Image:
     for i in reversed(start.layout.front_to_back):
         left, top, right, bottom = start.layout.boxes[i]
         corners = (left * width, top * height, right * width, bottom * height)
-        colour = BOX_COLOURS[i % len(BOX_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         pen.rectangle(corners, fill="#f4f4f4", outline=colour, width=max(2, width // 100))
         pen.text(corners[:2], f" {start.names[i]}", fill=colour, font_size=max(8, width // 20))
     return image
 
 
-def start_sheet(pictures: Sequence[Picture]) -> Image.Image:
+def start_sheet(pictures: Iterable[Picture]) -> Image.Image:
     """Lay layout, starting collage and result side by side, a row for each picture."""
     images, captions = [], []
     for picture in pictures:

@@ -147,6 +147,15 @@ def widen(box: Box, size: tuple[int, int], fraction: float = WIDEN) -> Box:
     return clip((box.left - x, box.top - y, box.right + x, box.bottom + y), size)
 
 
+def no_sam(checkpoint: Path, kind: str) -> str:
+    """Say where a SAM checkpoint that is not there is to be had."""
+    return (
+        f"SAM checkpoint {checkpoint}: no such file; download sam_{kind} from "
+        "https://github.com/facebookresearch/segment-anything#model-checkpoints, "
+        "or use --segmenter foreground"
+    )
+
+
 class SamSegmenter:
     """Segment Anything from a .pth file, single mask output.
 
@@ -156,11 +165,7 @@ class SamSegmenter:
 
     def __init__(self, checkpoint: Path, kind: str, device: str | torch.device = "cpu"):
         if not checkpoint.is_file():
-            raise SegmentError(
-                f"SAM checkpoint {checkpoint}: no such file; download sam_{kind} from "
-                "https://github.com/facebookresearch/segment-anything#model-checkpoints, "
-                "or use --segmenter foreground"
-            )
+            raise SegmentError(no_sam(checkpoint, kind))
         try:
             model = sam_model_registry[kind](checkpoint=str(checkpoint))
         except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mudi.args import id_numbers
-from mudi.checks import unwritable
+from mudi.checks import looks_local, unwritable
 from mudi.metadata import MetadataError, Subjects, load_subjects
 
 SIZE_UNIT = 8  # px; the stock pipelines take no other sizes
@@ -35,23 +35,29 @@ def number_complaints(args: argparse.Namespace) -> list[str]:
         for name in ("num_images", "steps", "batch_size", "resolution", "height", "width")
         if getattr(args, name) is not None and getattr(args, name) < 1
     ]
+    if args.lora_scale and len(args.lora_scale) != len(args.lora):
+        found.append(f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs")
+    if args.scales and args.layout != RANDOM:
+        found.append("--scales are of a random layout: drop them or --layout")
+    if (args.layout == LLM) != bool(args.llm_url and args.llm_model):
+        found.append("--layout llm, --llm_url and --llm_model go together")
+    for path in args.lora:
+        if looks_local(path) and not Path(path).exists():
+            found.append(f"--lora {path}: no such file or folder (nor a hub id, <owner>/<name>)")
+    if why := unwritable(args.output_dir):
+        found.append(f"--output_dir {args.output_dir}: {why}")
+    return found + _size_complaints(args)
+
+
+def _size_complaints(args: argparse.Namespace) -> list[str]:
+    found = []
     if args.resolution and (args.height or args.width):
         found.append("--resolution is height and width in one: give it, or those two")
     if bool(args.height) != bool(args.width):
         found.append("--height and --width go together; for a square there is --resolution")
-    if args.lora_scale and len(args.lora_scale) != len(args.lora):
-        found.append(f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs")
-    if (args.layout == "llm") != bool(args.llm_url and args.llm_model):
-        found.append("--layout llm, --llm_url and --llm_model go together")
     for flag in ("resolution", "height", "width"):
         if (getattr(args, flag) or 0) % SIZE_UNIT:
             found.append(f"--{flag} {getattr(args, flag)}: must be a multiple of {SIZE_UNIT}")
-    for path in args.lora:
-        looks_local = path.startswith((".", "~", "/")) or path.count("/") != 1
-        if looks_local and not Path(path).exists():
-            found.append(f"--lora {path}: no such file or folder (nor a hub id, <owner>/<name>)")
-    if why := unwritable(args.output_dir):
-        found.append(f"--output_dir {args.output_dir}: {why}")
     return found
 
 
@@ -110,13 +116,32 @@ def read_scales(
     return scales
 
 
+def kind_complaints(args: argparse.Namespace, kind: str) -> list[str]:
+    """Complain about flags that FLUX has no use for, once it is known that it is one."""
+    if kind != "flux":
+        return []
+    found = [
+        f"--{flag}: FLUX takes none; leave it out"
+        for flag in ("negative_prompt", "scheduler")
+        if getattr(args, flag)
+    ]
+    return found + [
+        f"--{flag} {getattr(args, flag)}: must be a multiple of {2 * SIZE_UNIT} for FLUX"
+        for flag in ("resolution", "height", "width")
+        if (getattr(args, flag) or 0) % (2 * SIZE_UNIT)
+    ]
+
+
 def start_complaints(
-    prompts: list[str], subjects: Subjects | None, gamma: float | dict[str, float], layout: str
+    args: argparse.Namespace,
+    prompts: list[str],
+    subjects: Subjects | None,
+    gamma: float | dict[str, float],
 ) -> list[str]:
     """Complain about prompts that name no subject to start from, or a start that is not used."""
     if gamma == 0:
-        unused = f"--layout {layout} does nothing with gamma 0 (FLUX's default); give a --gamma"
-        return [unused] if layout != RANDOM else []
+        unused = ["--scales"] * bool(args.scales) + ["--layout"] * (args.layout != RANDOM)
+        return [f"{f} does nothing with gamma 0 (FLUX's default); give a --gamma" for f in unused]
     if subjects is None:
         return ["--gamma needs --instance_data_dir, the subjects to start from"]
     known = ", ".join(f'"{name}"' for name in subjects.names.values())

@@ -1,6 +1,6 @@
 """Long lists of work: split over processes, noted as they are done, continued after a stop.
 
-state = PartialState()
+state = join_processes()
 journal = Journal(output / "scores.jsonl", "image", state)
 for item in share([item for item in items if item.name not in journal.done], state):
     journal.add({"image": item.name, ...})
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from mudi.files import write_text
+from mudi.metadata import write_records
 
 Item = TypeVar("Item")
 
@@ -81,13 +81,8 @@ class Journal:
         for part in parts:
             records |= self._read(part)
         names = dict.fromkeys([*order, *records])
-        lines = [
-            json.dumps(records[name], ensure_ascii=False) + "\n"
-            for name in names
-            if name in records
-        ]
-        if lines:
-            write_text(self.path, "".join(lines))
+        if records:
+            write_records(self.path, [records[name] for name in names if name in records])
         for part in parts:
             part.unlink()
 

@@ -238,7 +238,7 @@ def test_other_weights_under_an_old_name_need_another_output(straight, tmp_path)
     output = shutil.copytree(straight, tmp_path / "out")
     noted = json.loads((output / "run.json").read_text())
     (output / "run.json").write_text(json.dumps({**noted, "measures": ["colours@old", None]}))
-    with pytest.raises(SystemExit, match=r"^\S+run.json: scored otherwise \(measures "):
+    with pytest.raises(SystemExit, match=r"^\S+run.json: scored otherwise \(measures was "):
         run(output)
 
 
@@ -250,7 +250,7 @@ def test_the_help_shows_commands_that_can_be_pasted(capsys):
 
 def test_other_settings_need_another_output_or_overwrite(straight, tmp_path):
     output = shutil.copytree(straight, tmp_path / "out")
-    with pytest.raises(SystemExit, match=r"scored otherwise \(matching optimal, then greedy"):
+    with pytest.raises(SystemExit, match=r"scored otherwise \(matching was 'greedy' and is"):
         run(output, "--matching", "optimal")
     run(output, "--norm", "fro", "--count_aware", "--overwrite")
     score = read_lines(output)["missing.jpg"]["scores"]["colours"]["score"]

@@ -354,7 +354,7 @@ def test_bad_input_is_told_together_before_a_model_is_loaded(photos, no_models):
         "zebra.png: belongs to none of a, b", "--box a1.png=1,2,3: write it as FILE=x,y,x,y",
         "no photo nosuch.png", "metadata.jsonl:2: broken JSON", "is another photo's",
         "--box a2.png: given twice", "--device cuda:99: there is no such GPU here",
-        "--sam_checkpoint nowhere.pth: no such file; download sam_vit_h",
+        "SAM checkpoint nowhere.pth: no such file; download sam_vit_h",
     ):  # fmt: skip
         assert text in told
     with pytest.raises(SystemExit, match="--device gpu: torch knows no such device"):

@@ -67,7 +67,7 @@ def test_gamma_0_is_plain_diffusers_pixel_for_pixel(backbone, subjects, schedule
     if scheduler:
         set_scheduler(pipeline, scheduler)
     shots = [Shot(PROMPT, seed=5), Shot("a robot", seed=6)]
-    ours = Sampler(pipeline, SMALL, subjects).draw(shots, batch_size=2)
+    ours = list(Sampler(pipeline, SMALL, subjects).draw(shots, batch_size=2))
     plain = pipeline(
         [PROMPT, "a robot"], width=96, height=64, num_inference_steps=2,
         generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
@@ -86,9 +86,9 @@ def test_a_picture_does_not_depend_on_its_batch(backbone, subjects):
     again = sampler._noise(shots[1], starts[1], torch.Generator().manual_seed(1))
     assert torch.equal(noise[1], again) and not torch.equal(noise[0], noise[1])
     together = [p.image for p in sampler.draw(shots, batch_size=3)]
-    alone = [sampler.draw([shot])[0].image for shot in shots]
+    alone = [next(sampler.draw([shot])).image for shot in shots]
     assert largest_difference(together, alone) <= 1
-    assert largest_difference(alone, [sampler.draw([shot])[0].image for shot in shots]) == 0
+    assert largest_difference(alone, [next(sampler.draw([shot])).image for shot in shots]) == 0
 
 
 def test_gamma_moves_the_mean_where_the_subjects_are(backbone, subjects):
@@ -177,7 +177,7 @@ def test_a_finished_picture_is_not_made_again(made, backbone, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in made.glob("0*.png")}
     run(backbone, made)
     assert {path: path.stat().st_mtime_ns for path in made.glob("0*.png")} == before
-    with pytest.raises(SystemExit, match=r"was made otherwise \(gamma was 0.5\): use --overwrite"):
+    with pytest.raises(SystemExit, match=r"was made otherwise \(gamma was 0.5 and is 0.6\): use"):
         run(backbone, made, gamma="0.6")
     data = tmp_path / "data"
     shutil.copytree(EXAMPLE, data)
@@ -199,7 +199,7 @@ def test_two_processes_make_the_same_pictures(made, backbone, tmp_path):
     command = [*launch, str(ROOT / "inference.py"), *words(backbone, tmp_path), "--prompt", PROMPT]
     environment = offline(ACCELERATE_USE_CPU="true")
     told = subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE).stderr
-    assert b"| 1/1" in told and b"| 2/2" not in told  # batches of the first one's two pictures
+    assert b"| 2/2" in told and b"| 3/3" not in told  # the first one's share of three
     assert largest_difference(pictures(tmp_path).values(), pictures(made).values()) <= 1
     assert (tmp_path / "pictures.jsonl").read_text() == (made / "pictures.jsonl").read_text()
 
@@ -208,7 +208,7 @@ def test_loras_work_together_and_scale_0_is_the_base(backbone, run_once, tmp_pat
     def picture(scales):
         pipeline = loaded(backbone)
         load_loras(pipeline, [str(run_once)] * len(scales), scales)
-        return array(Sampler(pipeline, SMALL).draw([Shot("a olis robot", seed=0)])[0].image)
+        return array(next(Sampler(pipeline, SMALL).draw([Shot("a olis robot", seed=0)])).image)
 
     plain = picture([])
     assert np.array_equal(picture([0.0, 0.0]), plain)
@@ -231,6 +231,9 @@ def test_a_layout_file_places_the_subjects(backbone, tmp_path, subjects):
     shot = Shot(PROMPT, 0, layout=inference.load_layout(path, list(BOXES)))
     scene = Stage(subjects, (96, 64)).start(shot).scene
     assert scene.boxes[0].bottom == 64 and scene.boxes[0].right <= 48
+    path.write_text(json.dumps({**text, "photos": {"olis robot": "b03.jpg"}}))
+    with pytest.raises(SystemExit, match=r'the layout wants the photo "b03.jpg"; .* a00.jpg'):
+        run(backbone, tmp_path / "other", "--layout", str(path))
     path.write_text(json.dumps({"boxes": {"olis robot": [0, 0, 1, 1]}}))
     with pytest.raises(SystemExit, match=r"layout.json: .*hta teddy bear"):
         run(backbone, tmp_path / "other", "--layout", str(path))
@@ -259,7 +262,9 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, mon
         (["--scales", "a=1", "b=2"], "--scales b=2.0: must be above 0, at most 1"),
         (["--gamma", "much"], "--gamma all=much: not a number"),
         (["--gamma", "a=nan", "b=1"], "--gamma a=nan: not a number"),
-        (["--gamma", "0", "--layout", "x.json"], "--layout x.json does nothing with gamma 0"),
+        (["--gamma", "0", "--layout", "x.json"], "--layout does nothing with gamma 0"),
+        (["--gamma", "0", "--scales", "a=1", "b=1"], "--scales does nothing with gamma 0"),
+        (["--layout", "x.json", "--scales", "a=1", "b=1"], "--scales are of a random layout"),
         (["--width", "100"], "--width 100: must be a multiple of 8"),
         (["--lora", "./nowhere"], "--lora ./nowhere: no such file or folder"),
         (["--output_dir", "/dev/null/x"], "--output_dir /dev/null/x: /dev/null is a file"),
@@ -276,6 +281,14 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, mon
             inference.main(inference.parse_args(argv))
         assert told in str(stopped.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_flux_has_no_use_for_is_told_too(flux_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "load_pipeline", lambda *_: pytest.fail("was loaded"))
+    with pytest.raises(SystemExit) as stopped:
+        run(flux_backbone, tmp_path, "--negative_prompt=x", "--scheduler=ddim", "--width=72")
+    for told in ("--negative_prompt: FLUX", "--scheduler: FLUX", "--width 72: must be a multiple"):
+        assert told in str(stopped.value)
 
 
 def test_gamma_is_told_in_units_of_the_first_steps_signal(sdxl_backbone, flux_backbone):
