@@ -235,7 +235,7 @@ def report(
                 f"{summary.label} ({summary.kind}, {summary.embedder}): "
                 f"D&C {told(summary.score, '.3f')}, success {told(summary.success, '.0%')}"
             )
-    print(f"{len(rows)} rows in {args.output / RESULTS}, {len(figures)} plots; look at {SHEET}")
+    print(f"{len(rows)} rows in {args.output / RESULTS}, {len(figures)} plots beside it")
 
 
 def method_sheet(args: argparse.Namespace, data_sets: Sequence[DataSet]) -> Image.Image | None:
