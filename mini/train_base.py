@@ -34,6 +34,7 @@ from mini.training_state import (
     add_training_flags,
     learn,
     make_accelerator,
+    plain_attention,
     prepare,
 )
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
@@ -84,6 +85,7 @@ def main(args: argparse.Namespace) -> None:
     pipeline = build_pipeline(args)
     pipeline.to(accelerator.device)
     pipeline.vae.requires_grad_(False)
+    plain_attention(accelerator, pipeline.unet)
 
     denoiser = denoiser_of(pipeline)
     denoiser, optimizer, ema = prepare(accelerator, denoiser)

@@ -47,6 +47,7 @@ from mini.training_state import (
     add_transformer_flags,
     learn,
     make_accelerator,
+    plain_attention,
     prepare,
     save_in_half,
 )
@@ -326,7 +327,7 @@ def as_corners(boxes: Tensor) -> Tensor:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_training_flags(parser, "detector", batch_size=16, learning_rate=5e-4)
+    add_training_flags(parser, "detector", batch_size=32, learning_rate=1e-3)
     add_transformer_flags(parser, width=160, layers=6, patch=8)
     return parser.parse_args(argv)
 
@@ -341,6 +342,7 @@ def main(args: argparse.Namespace) -> None:
         teach_words(model, processor, np.random.default_rng(args.seed))
     for side in (model.owlv2.text_model, model.owlv2.text_projection):
         side.requires_grad_(False)
+    plain_attention(accelerator, model)
     model, optimizer, ema = prepare(accelerator, model.train())
 
     config = model.config.vision_config

@@ -48,6 +48,7 @@ from mini.training_state import (
     add_transformer_flags,
     learn,
     make_accelerator,
+    plain_attention,
     prepare,
     save_in_half,
 )
@@ -188,6 +189,7 @@ def main(args: argparse.Namespace) -> None:
         model = Dinov2Model.from_pretrained(args.start_from, dtype=torch.float32)
     else:
         model = new_embedder(args.width, args.layers, args.patch)
+    plain_attention(accelerator, model)
     model, optimizer, ema = prepare(accelerator, model.train())
 
     config = model.config
