@@ -123,7 +123,7 @@ SEGMIX = _segmix("segmix")
 
 def with_prior(training: Training) -> Training:
     """Return the same training with prior preservation instead of DCO."""
-    flags = (*training.flags, "--with_prior_preservation")
+    flags = (*training.flags, "--with_prior_preservation", "--dco_beta=0")
     return Training(f"{training.name}_prior", flags, True, training.negative_prompt)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,14 @@ def numbered_loader(
         num_workers=num_workers,
         collate_fn=collate,
         prefetch_factor=8 if num_workers else None,
+        worker_init_fn=_leave_stopping_to_the_main_process,
     )
+
+
+def _leave_stopping_to_the_main_process(worker: int) -> None:
+    """Ignore what a terminal's Ctrl-C sends to all processes: a batch under way must still come."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def scene_loader(seed: int, first: int, batch_size: int, num_workers: int) -> DataLoader:

@@ -53,6 +53,9 @@ def add_training_flags(
     flag("--state_dir", type=Path, default=STATE_DIR / name, help="folder for the checkpoint")
     flag("--start_from", type=Path, help="earlier result to start from if there's no checkpoint")
     flag("--minutes", type=float, default=30.0, help="time budget of this session")
+    flag(
+        "--cool_minutes", type=float, default=0.0, help="of them, the last, in which the rate falls"
+    )
     flag("--max_steps", type=int, help="optimizer steps of all sessions; None is no limit")
     flag("--save_minutes", type=float, default=5.0, help="minutes between two checkpoints")
     flag("--sheet_minutes", type=float, default=10.0, help="minutes between two sheets")
@@ -142,17 +145,30 @@ def prepare(accelerator: Accelerator, model: Any) -> tuple[Any, torch.optim.Opti
 def learn(
     loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, run: "Run"
 ) -> None:
-    """Take an optimizer step; the rate warms up linearly and then stays.
-
-    A continued run takes a new rate from its flags.
-    """
+    """Take an optimizer step at the rate that is due."""
     run.accelerator.backward(loss)
     run.accelerator.clip_grad_norm_(model.parameters(), 1.0)
     for group in optimizer.param_groups:
-        group["lr"] = run.args.learning_rate * min(1.0, (run.progress.step + 1) / WARM_UP_STEPS)
+        group["lr"] = run.rate
     optimizer.step()
     optimizer.zero_grad()
     ema.step(model.parameters())
+
+
+def learning_rate(args: argparse.Namespace, step: int, minutes: float) -> float:
+    """Return the rate: it warms up linearly, stays, and falls linearly to 0 at a session's end.
+
+    A continued run takes a new rate from its flags.
+
+    Args:
+        args: see `add_training_flags`.
+        step: optimizer steps of all sessions before this one.
+        minutes: since this session began.
+    """
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    left = max(0.0, args.minutes - minutes)
+    cool = min(1.0, left / args.cool_minutes) if args.cool_minutes else 1.0
+    return args.learning_rate * warm * cool
 
 
 def save_in_half(model: PreTrainedModel, folder: Path) -> None:
@@ -238,6 +254,10 @@ class Run:
         """Whether the loop must end: a signal came, or the steps or minutes are used up."""
         steps_done = self.args.max_steps is not None and self.progress.step >= self.args.max_steps
         return self._stop or steps_done or self._since(self._start) >= self.args.minutes
+
+    @property
+    def rate(self) -> float:
+        return learning_rate(self.args, self.progress.step, self._since(self._start))
 
     def count(self, pictures: int, loss: Tensor) -> None:
         """Count one optimizer step; loss is a scalar. Saves when it is time to.

@@ -1,6 +1,7 @@
 """The miniature's training commands at toy size: they continue, stop, and save stock models."""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from mini import train_base, train_vae
 from mini.tokenizer import count_merges, random_captions, world_tokenizer
-from mini.training_state import Run
+from mini.training_state import WARM_UP_STEPS, Run, learning_rate
 from tests.training import reset_accelerate
 
 SMALL = "--batch_size 4 --num_workers 0 --minutes 5 --mixed_precision no".split()
@@ -74,6 +75,16 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_the_rate_warms_up_stays_and_falls_in_the_last_minutes():
+    words = "--output=x --vae=x --minutes=10 --cool_minutes=4 --learning_rate=0.5"
+    args = train_base.parse_args(words.split())
+    assert learning_rate(args, 0, 0.0) == 0.5 / WARM_UP_STEPS
+    late = [learning_rate(args, WARM_UP_STEPS, minutes) for minutes in (0, 6, 7, 9, 10, 11)]
+    assert late == [0.5, 0.5, 0.375, 0.125, 0, 0]
+    args.cool_minutes = 0
+    assert learning_rate(args, WARM_UP_STEPS, 11) == 0.5
+
+
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     different = [name for name in one if not one[name].equal(other[name])]
@@ -105,15 +116,21 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path: Path, vae: Path) -> None:
     assert changed == {"decoder", "post_quant_conv"}
 
 
-def test_sigterm_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """As from a terminal: the processes that draw scenes get it too."""
     count = Run.count
 
     def count_and_kill(run: Run, pictures: int, loss: torch.Tensor) -> None:
         count(run, pictures, loss)
-        os.kill(os.getpid(), signal.SIGTERM)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Run, "count", count_and_kill)
-    train_a_vae(tmp_path / "out", tmp_path / "state", 100)
+    train_a_vae(tmp_path / "out", tmp_path / "state", 100, "--num_workers=1")
     progress = json.loads((tmp_path / "state/checkpoint/progress.json").read_text())
     assert progress["step"] == 1
 
