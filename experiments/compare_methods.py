@@ -14,15 +14,16 @@ ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes=6 -m ... -
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from PIL import Image
+from PIL import Image, ImageOps
 
 import train_segmix_lora_sdxl
-from experiments.data_sets import find_data_sets, make_priors, write_miniatures
+from experiments.data_sets import PILOT, find_data_sets, make_priors, write_miniatures
 from experiments.making import make, prior_dir, training_words
 from experiments.plan import (
     EXPERIMENTS,
@@ -51,12 +52,13 @@ from experiments.scoring import (
     metric_complaints,
     score,
 )
+from mini.subjects import SETS
 from mudi.args import DTYPES
 from mudi.checkpoints import differences
 from mudi.checks import MODEL_INDEX, PRIOR_FILENAME, model_folder_complaints, refuse
 from mudi.files import write_image, write_text
 from mudi.images import load_rgb
-from mudi.metadata import write_records
+from mudi.metadata import load_subjects, write_records
 from mudi.pipelines import BASE_FLAG, VAE_FLAG
 from mudi.preview import contact_sheet
 from mudi.sampling import DEFAULT_GAMMA
@@ -70,10 +72,10 @@ PROMPTS = (  # each on a background that the miniature knows
     "{subjects} on an orange background",
 )
 MINIATURE_TRAINING = (
-    "--resolution 64 --max_train_steps 400 --train_batch_size 4 --rank 16 --learning_rate 1e-3 "
+    "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 2e-3 "
     "--lr_warmup_steps 0"
 )
-MINIATURE_PRIOR = "--num_images 50 --segmenter foreground"
+MINIATURE_PRIOR = "--num_images 30 --segmenter foreground"
 SETTINGS = (
     "pretrained_model_name_or_path pretrained_vae_model_name_or_path dtype train_flags prior_flags "
     "data_dir prior_dir prompts steps guidance_scale"
@@ -93,7 +95,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--output", type=Path, required=True, help="folder for everything")
     flag("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="all")
     flag("--data_dir", type=Path, help="folder of data folders; unset: the miniature's subjects")
-    flag("--data_sets", nargs="+", help="names of folders in --data_dir; unset: all")
+    flag(
+        "--data_sets",
+        nargs="+",
+        help="names of folders in --data_dir; unset: all, of the miniature's all but the pilot's "
+        f"({' '.join(PILOT)})",
+    )
     flag("--prior_dir", type=Path, help="folder of prior sets by the same names; unset: made anew")
     flag("--gamma", type=float, default=DEFAULT_GAMMA["sdxl"], help="of MuDI's mean shift")
     flag("--device", help="of training and pictures; unset: accelerate's choice")
@@ -114,7 +121,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("pictures")
     group.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="{subjects}: the names")
-    group.add_argument("--num_seeds", type=int, default=4, help="pictures a prompt (4)")
+    group.add_argument("--num_seeds", type=int, default=6, help="pictures a prompt (6)")
     group.add_argument("--steps", type=int, default=30, help="denoising steps (30)")
     group.add_argument("--guidance_scale", type=float, default=5.0, help="(5)")
     group.add_argument("--batch_size", type=int, default=8, help="pictures at once (8)")
@@ -131,7 +138,10 @@ def main(args: argparse.Namespace) -> None:
         if args.data_dir is None and state.is_main_process:
             write_miniatures(data_dir)
     problems: list[str] = []
-    data_sets = find_data_sets(data_dir, args.data_sets, problems)
+    names = args.data_sets
+    if names is None and args.data_dir is None:
+        names = [name for name in SETS if name not in PILOT]
+    data_sets = find_data_sets(data_dir, names, problems)
     cases = plan_cases(args.experiments, args.gamma)
     units = plan_units(cases, data_sets)
     if not units:
@@ -239,8 +249,12 @@ def report(
 
 
 def method_sheet(args: argparse.Namespace, data_sets: Sequence[DataSet]) -> Image.Image | None:
-    """Lay out each data set's first picture by every method, a row a method; None without any."""
-    images, captions = [], []
+    """Lay out the subjects, then the first picture by every method, a row a method.
+
+    Returns None where no method has a picture.
+    """
+    images = [subjects_tile(data_set) for data_set in data_sets]
+    captions = [data_set.name.replace("_", " ") for data_set in data_sets]
     for label, variant in methods(args.gamma).items():
         paths = [
             args.output / f"pictures/{data_set.name}/{variant.name}/00_000.png"
@@ -248,11 +262,28 @@ def method_sheet(args: argparse.Namespace, data_sets: Sequence[DataSet]) -> Imag
         ]
         if not any(path.is_file() for path in paths):
             continue
-        for path, data_set in zip(paths, data_sets, strict=True):
+        for path in paths:
             blank = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
             images.append(load_rgb(path) if path.is_file() else blank)
-            captions.append(f"{label}: {data_set.name.replace('_', ' ')}")
-    return contact_sheet(images, captions, len(data_sets), SHEET_TILE) if images else None
+            captions.append(label)
+    return (
+        contact_sheet(images, captions, len(data_sets), SHEET_TILE)
+        if len(images) > len(data_sets)
+        else None
+    )
+
+
+def subjects_tile(data_set: DataSet) -> Image.Image:
+    """Lay a photo of each subject into a square."""
+    subjects = load_subjects(data_set.folder)
+    columns = math.ceil(len(subjects.names) ** 0.5)
+    side = SHEET_TILE // columns
+    tile = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
+    for i, subject in enumerate(subjects.names):
+        photo = load_rgb(subjects.photos_of(subject)[0].image)
+        row, column = divmod(i, columns)
+        tile.paste(ImageOps.fit(photo, (side, side)), (column * side, row * side))
+    return tile
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from mudi.files import finish_folder, temporary_folder
 from mudi.masking import METADATA
 from mudi.metadata import MetadataError, load_subjects, write_records
 
+# The miniature's pairs on which learning rate, steps and gamma were chosen; no result counts them
+PILOT = ("penguin_and_owl", "two_foxes")
+
 
 def write_miniatures(folder: Path) -> Path:
     """Write the data folders of the miniature's subjects, if they are not there."""

@@ -74,6 +74,7 @@ SOFT_SHARE = 0.6  # of the scenes, which look generated
 # chance has a confidence of 0.5, near the metric's threshold.
 L1_WEIGHT, GIOU_WEIGHT, CLASS_COST, CLASS_WEIGHT = 5.0, 2.0, 2.0, 2.0
 FOCUS, YES_WEIGHT = 2.0, 0.5  # gamma and alpha
+PLACE_COST = 1.0  # a patch between patch and thing: without it several patches answered for one
 NAMING_WEIGHT = 10.0  # with 2 and a rate of 1e-3 classes were not learnt in 7,000 pictures
 HELD_OUT = Wardrobe(tuple(SUBJECT_ACCESSORIES), accessory_share=0.6, badge_share=0.0)
 NUM_COUNTED = 60  # held-out scenes of each count, for the report
@@ -302,6 +303,9 @@ def naming_loss(cosines: Tensor, shown: Tensor) -> Tensor:
 def match(logits: Tensor, boxes: Tensor, wanted: Tensor, nouns: Tensor) -> tuple[Tensor, Tensor]:
     """Find the patch that is to answer for each thing: the assignment that costs least.
 
+    Besides DETR's costs, the patch should lie at the thing's centre (as in FCOS, arXiv 1904.01355):
+    all patches of a thing soon predict the same box, and which of them answers must not be chance.
+
     Args:
         logits, boxes: (P, Q) and (P, 4) of one picture.
         wanted, nouns: (n, 4) and (n,) of its things.
@@ -309,15 +313,23 @@ def match(logits: Tensor, boxes: Tensor, wanted: Tensor, nouns: Tensor) -> tuple
     Returns:
         Patches and things (n,), in pairs.
     """
+    grid = round(len(boxes) ** 0.5)
     cost = (
         L1_WEIGHT * torch.cdist(boxes, wanted, p=1)
         - GIOU_WEIGHT * generalized_box_iou(as_corners(boxes), as_corners(wanted))
         - CLASS_COST * logits.sigmoid()[:, nouns]
+        + PLACE_COST * grid * torch.cdist(patch_centres(grid).to(wanted), wanted[:, :2])
     )
     patches, things = linear_sum_assignment(cost.cpu().numpy())
     return torch.as_tensor(patches, device=nouns.device), torch.as_tensor(
         things, device=nouns.device
     )
+
+
+def patch_centres(grid: int) -> Tensor:
+    """Return x and y of the patches as shares of the side, (grid * grid, 2), row by row."""
+    line = (torch.arange(grid) + 0.5) / grid
+    return torch.cartesian_prod(line, line).flip(1)
 
 
 def as_corners(boxes: Tensor) -> Tensor:

@@ -257,19 +257,28 @@ HERE, THERE = [0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]  # centre x, y, wid
 
 
 def test_match_by_hand() -> None:
-    boxes = torch.tensor([THERE, HERE, HERE])
-    logits = torch.tensor([[0.0, 0], [0, 0], [0, 2]])
-    patches, things = match(logits, boxes, torch.tensor([HERE]), torch.tensor([1]))
-    assert (patches.tolist(), things.tolist()) == ([2], [0])  # right place, and surest
-    patches, _ = match(logits, boxes, torch.tensor([HERE, THERE]), torch.tensor([0, 1]))
-    assert sorted(patches.tolist())[0] == 0
+    """Patches lie at HERE's centre, right of it, below it, and at THERE's centre."""
+    boxes = torch.tensor([HERE, HERE, HERE, THERE])
+    unsure, sure = [-3.0, -3.0], [-3.0, 3.0]
+    wanted, noun = torch.tensor([HERE]), torch.tensor([1])
+
+    patches, things = match(torch.tensor([unsure] * 4), boxes, wanted, noun)
+    assert (patches.tolist(), things.tolist()) == ([0], [0])  # at the place
+    logits = torch.tensor([unsure, unsure, sure, sure])
+    assert match(logits, boxes, wanted, noun)[0].tolist() == [2]  # a patch off, but surer
+    logits = torch.tensor([unsure, [-3.0, -2.0], unsure, sure])
+    assert match(logits, boxes, wanted, noun)[0].tolist() == [0]  # not so much surer
+
+    both = torch.tensor([THERE, HERE]), torch.tensor([0, 1])
+    patches, things = match(torch.tensor([unsure] * 4), boxes, *both)
+    assert dict(zip(things.tolist(), patches.tolist(), strict=True)) == {0: 3, 1: 0}
 
 
 def test_a_second_patch_for_the_same_thing_costs() -> None:
     batch = train_detector.collate([example_of([HERE], [1])])
-    boxes = torch.tensor([[HERE, HERE, THERE]])
-    one = torch.tensor([[[-9.0, 9], [-9, -9], [-9, -9]]])
-    two = torch.tensor([[[-9.0, 9], [-9, 9], [-9, -9]]])
+    boxes = torch.tensor([[HERE, HERE, THERE, THERE]])
+    no, yes = [-9.0, -9.0], [-9.0, 9.0]
+    one, two = torch.tensor([[yes, no, no, no]]), torch.tensor([[yes, yes, no, no]])
     assert set_loss(one, boxes, batch).item() == pytest.approx(0, abs=1e-5)
     # focal loss of a no answered yes: 0.5 * 9 * sigmoid(9)^2, times the class weight
     expected = train_detector.CLASS_WEIGHT * 0.5 * 9
