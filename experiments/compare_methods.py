@@ -266,11 +266,9 @@ def method_sheet(args: argparse.Namespace, data_sets: Sequence[DataSet]) -> Imag
             blank = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
             images.append(load_rgb(path) if path.is_file() else blank)
             captions.append(label)
-    return (
-        contact_sheet(images, captions, len(data_sets), SHEET_TILE)
-        if len(images) > len(data_sets)
-        else None
-    )
+    if len(images) == len(data_sets):
+        return None
+    return contact_sheet(images, captions, len(data_sets), SHEET_TILE)
 
 
 def subjects_tile(data_set: DataSet) -> Image.Image:

@@ -164,9 +164,7 @@ def _ablations(gamma: float) -> list[Case]:
         "Seg-Mix off": DREAMBOOTH,
         "loss: prior preservation": with_prior(SEGMIX),
         "loss: plain MSE": _segmix("segmix_mse", SEGMIX_PROB, "--dco_beta=0"),
-        "soft_alpha 0.5": _segmix("segmix_alpha_0.5", SEGMIX_PROB, "--soft_alpha=0.5"),
         "soft_alpha 0": _segmix("segmix_alpha_0", SEGMIX_PROB, "--soft_alpha=0"),
-        "segmix_prob 0.6": _segmix("segmix_prob_0.6", 0.6),
         "segmix_prob 1": _segmix("segmix_prob_1", 1),
     }
     found = [
