@@ -72,7 +72,7 @@ PROMPTS = (  # each on a background that the miniature knows
     "{subjects} on an orange background",
 )
 MINIATURE_TRAINING = (
-    "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 2e-3 "
+    "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 4e-3 "
     "--lr_warmup_steps 0"
 )
 MINIATURE_PRIOR = "--num_images 30 --segmenter foreground"

@@ -7,7 +7,7 @@ DETECTOR=${DETECTOR:-mini/weights/detector}
 EMBEDDERS=${EMBEDDERS:-"mini/weights/embedder_a mini/weights/embedder_b"}
 NUM_SEEDS=${NUM_SEEDS:-6}
 GAMMA=${GAMMA:-0.1}
-TRAIN_FLAGS=${TRAIN_FLAGS:-"--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 2e-3 --lr_warmup_steps 0"}
+TRAIN_FLAGS=${TRAIN_FLAGS:-"--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 4e-3 --lr_warmup_steps 0"}
 PROCESSES=${PROCESSES:-1}
 LAUNCH="--num_processes=$PROCESSES"
 [ "$PROCESSES" -gt 1 ] && LAUNCH="$LAUNCH --multi_gpu --main_process_port=0"
