@@ -5,7 +5,7 @@
 Personalises the miniature on a pair of subjects twice, by the user's own scripts: plainly
 (DreamBooth: no collages, ordinary noise) and by the method (Seg-Mix, mean-shifted noise). Makes the
 same pictures with each, scores them by Detect-and-Compare and writes a sheet. A few pictures by a
-young base model: they show the direction, they prove nothing; experiments/ is for that.
+small base model: they show the direction, they prove nothing; experiments/ is for that.
 """
 
 import argparse
@@ -26,11 +26,13 @@ from mini.world import SIZE
 from mudi.files import write_image
 from mudi.images import load_rgb
 from mudi.preview import contact_sheet
+from mudi.sampling import DEFAULT_GAMMA
 
 ROOT = Path(__file__).parent.parent
 SDXL = ROOT / "mini/weights/sdxl"
 EMBEDDER = ROOT / "mini/weights/embedder_a"
-DETECTOR = "foreground"  # the prompt asks for a plain background
+DETECTOR = ROOT / "mini/weights/detector"
+NMS = 0.5  # overlap (IoU) above which two boxes are of one thing; the detector is small
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
 PICTURES = "pictures"
 TILE = 192  # px; the pictures have 64
@@ -47,7 +49,7 @@ class Method:
 
 METHODS = {
     "plain": Method("DreamBooth", segmix_prob=0.0, gamma=0.0),
-    "mudi": Method("Seg-Mix + mean-shifted noise", segmix_prob=0.3, gamma=0.25),
+    "mudi": Method("Seg-Mix + mean-shifted noise", segmix_prob=0.3, gamma=DEFAULT_GAMMA["sdxl"]),
 }
 
 
@@ -95,8 +97,7 @@ def train(data: Path, output: Path, method: Method, steps: int) -> None:
         resolution=SIZE,
         max_train_steps=steps,
         train_batch_size=4,
-        learning_rate=2e-3,
-        dco_beta=0,
+        learning_rate=4e-3,
         lr_warmup_steps=0,
         rank=16,
         seed=42,
@@ -132,7 +133,8 @@ def score(
 ) -> dict[str, list[tuple[Image.Image, Record]]]:
     """Return each folder's pictures with what Detect-and-Compare says of them."""
     queries = [default_query(name) for name in references.names.values()]
-    detector, embedder = load_detector(DETECTOR, queries), load_embedder(str(EMBEDDER))
+    detector = load_detector(str(DETECTOR), queries, nms=NMS)
+    embedder = load_embedder(str(EMBEDDER))
     results = {}
     for name, folder in folders.items():
         images = [load_rgb(path) for path in sorted(folder.glob("0*.png"))]
