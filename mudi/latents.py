@@ -82,11 +82,10 @@ def _encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     return vae.encode(to_float(pixels).to(vae.dtype)).latent_dist.parameters
 
 
-def _statistics(vae: AutoencoderKL, latents: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(vae: AutoencoderKL, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """Return what to subtract from raw latents and what to multiply them with then."""
     config = vae.config
-    shift = latents.new_tensor(config.shift_factor or 0.0)
-    scale = latents.new_tensor(config.scaling_factor)
+    shift, scale = config.shift_factor or 0.0, config.scaling_factor
     if config.latents_mean is not None and config.latents_std is not None:
         shift = shift + latents.new_tensor(config.latents_mean)[:, None, None]
         scale = scale / latents.new_tensor(config.latents_std)[:, None, None]
