@@ -138,6 +138,7 @@ def train(
     progress = runtime.progress_bar(accelerator, step, plan.num_steps)
     cache = LatentCache() if args.cache_latents else None
     losses: list[Tensor] = []
+    unread: list[runtime.StepNumbers] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
         batch = batch.to(accelerator.device)
         generator = runtime.step_generator(accelerator, args.seed, micro_step)
@@ -163,11 +164,10 @@ def train(
             continue
 
         step += 1
-        loss_value = runtime.mean_loss(accelerator, losses, step, plan.output_dir)
+        rate = lr_scheduler.get_last_lr()[0]
+        unread.append(runtime.StepNumbers(step, torch.stack(losses).mean(), rate))
         losses.clear()
-        runtime.report(
-            accelerator, progress, step, loss=loss_value, lr=lr_scheduler.get_last_lr()[0]
-        )
+        runtime.report_if_due(accelerator, args, plan, progress, unread)
         if not accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
         saving.save_if_due(

@@ -268,6 +268,13 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--report_to", default="tensorboard", help="tensorboard, wandb, all, none, or a,b"
     )
+    group.add_argument(
+        "--logging_steps",
+        type=int,
+        default=10,
+        help="optimizer steps between readings of the loss, for which the GPU is waited for; each "
+        "step's loss is logged all the same",
+    )
     group.add_argument("--logging_dir", default="logs", help="tracker files, inside --output_dir")
     group.add_argument("--wandb_name", help="name of the run in Weights & Biases")
     group.add_argument("--push_to_hub", action="store_true", help="upload the result at the end")

@@ -65,7 +65,7 @@ def check_args(args: argparse.Namespace, family: str = "", multiple_of: int = 8)
 def _number_complaints(args: argparse.Namespace) -> list[str]:
     at_least_one = (
         "rank repeats train_batch_size gradient_accumulation_steps num_train_epochs "
-        "max_train_steps save_steps checkpointing_steps checkpoints_total_limit "
+        "max_train_steps save_steps checkpointing_steps checkpoints_total_limit logging_steps "
         "num_validation_images validation_epochs num_validation_inference_steps num_class_images "
         "lr_num_cycles"
     ).split()

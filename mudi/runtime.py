@@ -47,7 +47,7 @@ FREE_SETTINGS = (
     "validation_epochs num_validation_inference_steps save_steps checkpointing_steps "
     "checkpoints_total_limit resume_from_checkpoint push_to_hub hub_model_id cache_dir "
     "output_kohya_format upcast_before_saving dataloader_num_workers local_rank "
-    "gradient_checkpointing encode_on_cpu num_train_epochs max_train_steps"
+    "gradient_checkpointing logging_steps encode_on_cpu num_train_epochs max_train_steps"
 ).split()
 
 logger = get_logger("mudi")
@@ -313,19 +313,56 @@ def progress_bar(accelerator: Accelerator, step: int, num_steps: int) -> tqdm:
     return tqdm(total=num_steps, initial=step, desc="steps", disable=hidden, dynamic_ncols=True)
 
 
-def mean_loss(accelerator: Accelerator, losses: list[Tensor], step: int, output_dir: Path) -> float:
-    """Average an optimizer step's losses over its passes and over all processes.
+@dataclass(frozen=True)
+class StepNumbers:
+    """What is told of an optimizer step; loss is a scalar on the device, over all passes."""
+
+    step: int
+    loss: Tensor
+    lr: float
+
+
+def report_if_due(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    plan: Plan,
+    progress: tqdm,
+    unread: list[StepNumbers],
+) -> None:
+    """Tell the numbers of the steps since the last time, and forget them.
+
+    To read a loss is to wait until the device is idle, so it is done every --logging_steps, and
+    before anything is saved or shown.
 
     Raises:
-        NonFiniteLossError: the average is infinite or not a number. All processes raise.
+        NonFiniteLossError: a loss is infinite or not a number. All processes raise.
     """
-    value = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
-    if math.isfinite(value):
-        return value
+    progress.update()
+    if not _reads_losses(args, plan, unread[-1].step):
+        return
+    losses = mean_loss(accelerator, [numbers.loss for numbers in unread])
+    for numbers, loss in zip(unread, losses, strict=True):
+        if not math.isfinite(loss):
+            raise _broken(numbers.step, loss, plan.output_dir)
+        report(accelerator, progress, numbers.step, loss=loss, lr=numbers.lr)
+    unread.clear()
+
+
+def _reads_losses(args: argparse.Namespace, plan: Plan, step: int) -> bool:
+    periods = (args.logging_steps, args.save_steps, args.checkpointing_steps, plan.validation_steps)
+    return step == plan.num_steps or any(step % period == 0 for period in periods)
+
+
+def mean_loss(accelerator: Accelerator, losses: list[Tensor]) -> list[float]:
+    """Average each of the scalar losses over all processes; waits for the device."""
+    return accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
+
+
+def _broken(step: int, loss: float, output_dir: Path) -> NonFiniteLossError:
     kept = checkpoints(output_dir)
     advice = f"continue from {kept[-1]}" if kept else "start again"
-    raise NonFiniteLossError(
-        f"the loss of step {step} is {value}; nothing of this step was saved. Lower the learning "
+    return NonFiniteLossError(
+        f"the loss of step {step} is {loss}; nothing since was saved. Lower the learning "
         f"rate or use another --mixed_precision, then {advice}."
     )
 
@@ -357,7 +394,6 @@ def log_collages(
 
 def report(accelerator: Accelerator, progress: tqdm, step: int, **scalars: float) -> None:
     """Show an optimizer step's numbers in the progress bar and hand them to the trackers."""
-    progress.update()
     progress.set_postfix({key: f"{value:.3g}" for key, value in scalars.items()})
     accelerator.log(scalars, step=step)
 
