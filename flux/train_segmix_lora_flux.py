@@ -155,7 +155,7 @@ def train(
     step = training.first_step
     loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
     progress = runtime.progress_bar(accelerator, step, plan.num_steps)
-    cache = LatentCache() if args.cache_latents else None
+    cache = LatentCache() if args.cache_latents or args.segmix_pool else None
     losses: list[Tensor] = []
     unread: list[runtime.StepNumbers] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):

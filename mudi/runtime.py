@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from mudi.args import CACHED_CROPS, resolve_mixed_precision, trackers
 from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume, step_of
 from mudi.checks import SetupError, load_data
-from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
+from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset
 from mudi.denoising import Models
 from mudi.files import clean_up, write_image
 from mudi.metadata import Subjects
@@ -86,6 +86,8 @@ def set_up(
     data = load_data(args, style, [*complaints, *check_login(args)])
     accelerator = make_accelerator(args, on_gpu)
     plan = plan_run(accelerator, args, data.subjects)
+    if args.segmix_pool:
+        _tell_use(args, plan)
     start_trackers(accelerator, args, tracker)
     dataset = SegMixDataset(data.subjects, sample_options(args, style, data.scales), data.prior)
     log_collages(accelerator, args, dataset)
@@ -247,7 +249,10 @@ def _run_settings(
 def sample_options(
     args: argparse.Namespace, style: SegMixStyle, scales: dict[str, float] | None
 ) -> SampleOptions:
-    """Return what the flags say of how photos become samples."""
+    """Return what the flags say of how photos become samples; args.seed is settled."""
+    pool = None
+    if args.segmix_pool:
+        pool = Pool(args.segmix_pool, args.segmix_pool_refresh, args.seed)
     return SampleOptions(
         resolution=args.resolution,
         style=style,
@@ -259,6 +264,18 @@ def sample_options(
         random_flip=args.random_flip,
         num_crops=CACHED_CROPS if args.cache_latents else None,
         mix=args.mix,
+        pool=pool,
+    )
+
+
+def _tell_use(args: argparse.Namespace, plan: Plan) -> None:
+    """Say how many collages a pool of that size and pace makes, and how often they are drawn."""
+    steps = max(0, plan.num_steps - args.segmix_start_step)
+    drawn = steps * args.gradient_accumulation_steps * args.train_batch_size * args.segmix_prob
+    made = args.segmix_pool + steps / args.segmix_pool_refresh
+    logger.info(
+        f"--segmix_pool {args.segmix_pool}: {made:.0f} collages for about {drawn:.0f} draws "
+        "of each process"
     )
 
 
