@@ -111,7 +111,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     lora.add_lora(unet, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
     adapted = {"unet": unet, **encoders}
     lora.resume_lora(args.resume_lora, adapted)
-    runtime.save_memory(args, unet, encoders)
+    runtime.save_memory(args, unet, vae, encoders)
     denoiser = sdxl.Denoiser(unet, encode, encoders)
     sample = None
     if args.validation_prompt:

@@ -129,7 +129,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
     adapted = {"transformer": transformer, **encoders}
     lora.resume_lora(args.resume_lora, adapted)
-    runtime.save_memory(args, transformer, encoders)
+    runtime.save_memory(args, transformer, vae, encoders)
     denoiser = flux.Denoiser(transformer, encode, encoders, args.guidance_scale)
     sample = None
     if args.validation_prompt:

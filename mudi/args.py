@@ -213,6 +213,11 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         help="less memory for about a third more time",
     )
     group.add_argument(
+        "--vae_slicing",
+        action="store_true",
+        help="encode a batch's pictures one after the other: less memory where it has several",
+    )
+    group.add_argument(
         "--mixed_precision",
         choices=("no", "fp16", "bf16"),
         help="unset: what accelerate was told, else the script's own on a GPU and no on a CPU",

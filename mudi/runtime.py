@@ -21,6 +21,7 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -94,8 +95,12 @@ def set_up(
     return Run(accelerator, plan, dataset)
 
 
-def save_memory(args: argparse.Namespace, denoiser: Any, encoders: dict[str, Any]) -> None:
-    """Switch on what the flags say of attention and of gradient checkpointing."""
+def save_memory(
+    args: argparse.Namespace, denoiser: Any, vae: AutoencoderKL, encoders: dict[str, Any]
+) -> None:
+    """Switch on what the flags say of attention, gradient checkpointing and the VAE."""
+    if args.vae_slicing:
+        vae.enable_slicing()
     if args.enable_xformers_memory_efficient_attention:
         denoiser.enable_xformers_memory_efficient_attention()
     if args.gradient_checkpointing:
