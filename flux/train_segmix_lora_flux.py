@@ -129,7 +129,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
     adapted = {"transformer": transformer, **encoders}
     lora.resume_lora(args.resume_lora, adapted)
-    runtime.save_memory(args, transformer, encoders)
+    runtime.save_memory(args, transformer, vae, encoders)
     denoiser = flux.Denoiser(transformer, encode, encoders, args.guidance_scale)
     sample = None
     if args.validation_prompt:
@@ -155,8 +155,9 @@ def train(
     step = training.first_step
     loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
     progress = runtime.progress_bar(accelerator, step, plan.num_steps)
-    cache = LatentCache() if args.cache_latents else None
+    cache = LatentCache() if args.cache_latents or args.segmix_pool else None
     losses: list[Tensor] = []
+    unread: list[runtime.StepNumbers] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
         batch = batch.to(accelerator.device)
         generator = runtime.step_generator(accelerator, args.seed, micro_step)
@@ -180,9 +181,10 @@ def train(
             continue
 
         step += 1
-        mean = runtime.mean_loss(accelerator, losses, step, plan.output_dir)
+        rate = lr_scheduler.get_last_lr()[0]
+        unread.append(runtime.StepNumbers(step, torch.stack(losses).mean(), rate))
         losses.clear()
-        runtime.report(accelerator, progress, step, loss=mean, lr=lr_scheduler.get_last_lr()[0])
+        runtime.report_if_due(accelerator, args, plan, progress, unread)
         if not accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
         saving.save_if_due(accelerator, args, plan.settings, FluxPipeline, models.adapted, step)

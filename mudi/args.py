@@ -115,7 +115,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep what the VAE makes of plain photos, in host memory; a photo then has "
         f"{CACHED_CROPS} crops instead of any. Flips, collages and the VAE's own sampling noise "
-        "stay random; collages are never kept",
+        "stay random; for collages there is --segmix_pool",
     )
 
 
@@ -137,6 +137,20 @@ def _add_segmix_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--segmix_start_step", type=int, default=0, help="first optimizer step with collages"
+    )
+    group.add_argument(
+        "--segmix_pool",
+        type=int,
+        default=0,
+        help="draw collages from a stock of this many, whose VAE encodings are kept in host "
+        "memory; the VAE's own sampling noise stays random. 0: each collage is new",
+    )
+    group.add_argument(
+        "--segmix_pool_refresh",
+        type=int,
+        default=10,
+        help="optimizer steps after which one collage of the stock makes room for a new one; in "
+        "the long run each is used this many times the collages of a step",
     )
     group.add_argument("--segmix_num_subjects", type=int, default=2, help="subjects a collage")
     group.add_argument(
@@ -197,6 +211,11 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         "--gradient_checkpointing",
         action="store_true",
         help="less memory for about a third more time",
+    )
+    group.add_argument(
+        "--vae_slicing",
+        action="store_true",
+        help="encode a batch's pictures one after the other: less memory where it has several",
     )
     group.add_argument(
         "--mixed_precision",
@@ -267,6 +286,13 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--report_to", default="tensorboard", help="tensorboard, wandb, all, none, or a,b"
+    )
+    group.add_argument(
+        "--logging_steps",
+        type=int,
+        default=10,
+        help="optimizer steps between readings of the loss, for which the GPU is waited for; each "
+        "step's loss is logged all the same",
     )
     group.add_argument("--logging_dir", default="logs", help="tracker files, inside --output_dir")
     group.add_argument("--wandb_name", help="name of the run in Weights & Biases")

@@ -65,13 +65,13 @@ def check_args(args: argparse.Namespace, family: str = "", multiple_of: int = 8)
 def _number_complaints(args: argparse.Namespace) -> list[str]:
     at_least_one = (
         "rank repeats train_batch_size gradient_accumulation_steps num_train_epochs "
-        "max_train_steps save_steps checkpointing_steps checkpoints_total_limit "
+        "max_train_steps save_steps checkpointing_steps checkpoints_total_limit logging_steps "
         "num_validation_images validation_epochs num_validation_inference_steps num_class_images "
-        "lr_num_cycles"
+        "lr_num_cycles segmix_pool_refresh"
     ).split()
     at_least_zero = (
-        "seed dco_beta segmix_start_step dataloader_num_workers lr_warmup_steps prior_loss_weight "
-        "adam_weight_decay adam_weight_decay_text_encoder"
+        "seed dco_beta segmix_start_step segmix_pool dataloader_num_workers lr_warmup_steps "
+        "prior_loss_weight adam_weight_decay adam_weight_decay_text_encoder"
     ).split()
     above_zero = "learning_rate text_encoder_lr adam_epsilon max_grad_norm lr_power".split()
     ranges = {"segmix_prob": (0, 1), "soft_alpha": (0, 1), "relative_scale": (-1, 1)}
@@ -174,6 +174,8 @@ def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
         found.append(f"--with_prior_preservation needs --class_data_dir: {PRIOR_POINTER}")
     if args.relative_scale and args.subject_scales:
         found.append("--relative_scale and --subject_scales say the same thing: give one")
+    if args.segmix_pool > 0 and args.segmix_prob == 0:
+        found.append("--segmix_pool keeps collages, and --segmix_prob 0 makes none: leave one out")
     if args.mix == "cutmix" and args.segmix_num_subjects != segmix.CUTMIX_SUBJECTS:
         found.append("--mix cutmix joins two photos: leave --segmix_num_subjects out")
     if args.mix == "cutmix" and (args.relative_scale or args.subject_scales):

@@ -26,7 +26,29 @@ from mudi.metadata import Photo, Subjects
 from mudi.segmix import Cutout, SegMixStyle
 
 CACHE_BYTES = 1 << 30  # decoded photos kept per process; ten photos at 1024 px need 80 MB
+COLLAGE_BYTES = 1 << 28  # composed collages of a pool kept per process; at 1024 px 64 of them
 PRIOR_SUBJECTS = 2  # a prior collage shows two class images, however many the subjects' show
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A bounded stock of collages, each of which is drawn several times.
+
+    A run's collages have numbers. At optimizer step t the stock holds those from t //
+    refresh_steps on, so every refresh_steps steps the oldest goes and a new one comes.
+
+    Attributes:
+        size: collages in stock.
+        seed: of the run.
+    """
+
+    size: int
+    refresh_steps: int
+    seed: int
+
+    def pick(self, step: int, rng: random.Random) -> int:
+        """Return the number of a collage in stock, each as likely as the others."""
+        return step // self.refresh_steps + rng.randrange(self.size)
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class SampleOptions:
         random_flip: mirror every other photo; in a collage every cut-out by its own coin.
         num_crops: evenly spread crop positions a photo; None: any pixel.
         mix: what a collage is, one of mudi.args.MIXES.
+        pool: where mixed draws take their collages from; None composes each anew.
     """
 
     resolution: int
@@ -56,6 +79,7 @@ class SampleOptions:
     random_flip: bool = False
     num_crops: int | None = None
     mix: str = "segmix"
+    pool: Pool | None = None
 
 
 class Draw(NamedTuple):
@@ -79,19 +103,15 @@ class Conditioning(NamedTuple):
 class Sample:
     """pixels (S, S, 3) uint8; mask (S, S) bool, True everywhere in an unmixed photo.
 
-    `key` tells an unmixed sample's pixels from all others'; a collage, which never comes again,
-    has None.
+    `key` tells the pixels from all others'; None where they do not come again on purpose.
     """
 
     pixels: np.ndarray
     mask: np.ndarray
     prompt: str
     conditioning: Conditioning
-    key: tuple | None
-
-    @property
-    def mixed(self) -> bool:
-        return self.key is None
+    mixed: bool
+    key: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,7 @@ class Batch:
         mask: (B, 1, S, S) bool.
         conditioning: (B, 4) int64; see `Conditioning`.
         prompts: B texts.
+        mixed: which of the B samples are collages.
         keys: of the B samples; see `Sample`.
         num_subjects: how many of the B samples show subjects; the rest are the prior's.
     """
@@ -111,12 +132,9 @@ class Batch:
     mask: Tensor
     conditioning: Tensor
     prompts: list[str]
+    mixed: list[bool]
     keys: list[tuple | None]
     num_subjects: int
-
-    @property
-    def mixed(self) -> list[bool]:
-        return [key is None for key in self.keys]
 
     def to(self, device: torch.device) -> "Batch":
         moved = {k: getattr(self, k).to(device, non_blocking=True) for k in _TENSORS}
@@ -143,18 +161,36 @@ class SegMixDataset(Dataset):
         self._prior_by_subject = {s: prior.photos_of(s) for s in prior.names} if prior else {}
         self._photos: LRUCache = LRUCache(CACHE_BYTES // 2, getsizeof=_photo_bytes)
         self._cutouts: LRUCache = LRUCache(CACHE_BYTES // 2, getsizeof=_cutout_bytes)
+        self._collages: LRUCache = LRUCache(COLLAGE_BYTES, getsizeof=_samples_bytes)
 
     def __getitem__(self, draw: Draw) -> list[Sample]:
         rng = random.Random(draw.seed)
-        photo = self.subjects.photos[draw.photo]
         mixed = rng.random() < self.options.segmix_prob
         mixed = mixed and draw.step >= self.options.segmix_start_step
+        if mixed and self.options.pool:
+            pool = self.options.pool
+            return self._pooled(pool.seed, pool.pick(draw.step, rng))
+        return self._drawn(draw.photo, mixed, rng)
+
+    def _drawn(self, index: int, mixed: bool, rng: random.Random) -> list[Sample]:
+        photo = self.subjects.photos[index]
         samples = [self._mix(photo, rng) if mixed else self._single(photo, rng)]
         if self.prior:
             prior_photo = rng.choice(self._prior_by_subject[photo.subject])
             mix_or_single = self._mix_prior if mixed else self._single
             samples.append(mix_or_single(prior_photo, rng))
         return samples
+
+    @cachedmethod(lambda self: self._collages)
+    def _pooled(self, seed: int, number: int) -> list[Sample]:
+        """Return the pool's collage of that number, and the prior's that goes with it.
+
+        Its first photo is the one at that place of a row of shuffled epochs, as a draw's is.
+        """
+        epoch, place = divmod(number, len(self.subjects.photos))
+        photo = _shuffled(len(self.subjects.photos), f"pool {seed}", epoch)[place]
+        samples = self._drawn(photo, True, random.Random(f"pool {seed} {number}"))
+        return [replace(s, key=("collage", number, half)) for half, s in enumerate(samples)]
 
     def prompts(self) -> list[str]:
         """Return every prompt that a draw can have, each once, in a fixed order."""
@@ -181,8 +217,9 @@ class SegMixDataset(Dataset):
         pixels = np.array(image.crop((left, top, left + size, top + size)))
         everywhere = np.ones((size, size), dtype=bool)
         conditioning = Conditioning(height, width, top, left)
-        key = (str(photo.image), left, top, flipped)
-        return Sample(pixels, everywhere, photo.caption, conditioning, key)
+        again = self.options.num_crops is not None
+        key = (str(photo.image), left, top, flipped) if again else None
+        return Sample(pixels, everywhere, photo.caption, conditioning, mixed=False, key=key)
 
     def _crop(self, room_x: int, room_y: int, rng: random.Random) -> tuple[int, int]:
         """Return left and top of the crop; one of the two rooms is 0."""
@@ -226,7 +263,7 @@ class SegMixDataset(Dataset):
             self._style, [names[photo.subject] for photo in photos], collage.background
         )
         conditioning = Conditioning(opt.resolution, opt.resolution, 0, 0)
-        return Sample(np.array(collage.image), collage.mask, prompt, conditioning, key=None)
+        return Sample(np.array(collage.image), collage.mask, prompt, conditioning, mixed=True)
 
     @cachedmethod(lambda self: self._photos)
     def _photo(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:
@@ -302,6 +339,7 @@ def collate(drawn: list[list[Sample]]) -> Batch:
         mask=torch.from_numpy(np.stack([s.mask for s in samples]))[:, None],
         conditioning=torch.tensor([s.conditioning for s in samples]),
         prompts=[s.prompt for s in samples],
+        mixed=[s.mixed for s in samples],
         keys=[s.key for s in samples],
         num_subjects=len(drawn),
     )
@@ -320,13 +358,17 @@ def _collage_prompts(names: dict[str, str], count: int, style: SegMixStyle) -> l
     ]
 
 
-@lru_cache(maxsize=2)  # a batch can straddle two epochs
-def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=4)  # a batch can straddle two epochs, and so does a pool
+def _shuffled(count: int, seed: int | str, epoch: int) -> list[int]:
     return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
 
 
 def _photo_bytes(entry: tuple[Image.Image, tuple[int, int]]) -> int:
     return 4 * entry[0].width * entry[0].height  # Pillow stores RGB in four bytes
+
+
+def _samples_bytes(samples: list[Sample]) -> int:
+    return sum(sample.pixels.nbytes + sample.mask.nbytes for sample in samples)
 
 
 def _cutout_bytes(cutout: Cutout) -> int:

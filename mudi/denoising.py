@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from mudi.lora import adapters_off
 from mudi.losses import dco_loss, masked_mse
 
+PROMPT_BYTES = 1 << 27  # of device memory; SDXL's prompts take 0.3 MB apiece, FLUX's 4 MB
+
 # prompts -> (B, T, D) token embeddings and (B, P) pooled ones
 PromptEncoder = Callable[[list[str]], tuple[Tensor, Tensor]]
 
@@ -69,12 +71,20 @@ class PromptTable:
     Args:
         encode: encodes a list of prompts.
         prompts: all that will be asked for.
-        device: where looked-up embeddings go. All of them stay in host memory: FLUX's take 4 MB
-            apiece.
+        device: where looked-up embeddings go.
+        kept_bytes: embeddings kept there, the first ones asked for; the others are copied from
+            host memory each time.
     """
 
-    def __init__(self, encode: PromptEncoder, prompts: list[str], device: torch.device):
+    def __init__(
+        self,
+        encode: PromptEncoder,
+        prompts: list[str],
+        device: torch.device,
+        kept_bytes: int = PROMPT_BYTES,
+    ):
         self._device = device
+        self._room = kept_bytes
         self._entries: dict[str, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             for prompt in tqdm(prompts, desc="prompts", leave=False, disable=len(prompts) < 20):
@@ -82,8 +92,19 @@ class PromptTable:
                 self._entries[prompt] = tokens.cpu(), pooled.cpu()
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens, pooled = zip(*(self._entries[prompt] for prompt in prompts), strict=True)
-        return torch.cat(tokens).to(self._device), torch.cat(pooled).to(self._device)
+        tokens, pooled = zip(*map(self._look_up, prompts), strict=True)
+        return torch.cat(tokens), torch.cat(pooled)
+
+    def _look_up(self, prompt: str) -> tuple[Tensor, Tensor]:
+        entry = self._entries[prompt]
+        if entry[0].device.type == self._device.type:
+            return entry
+        moved = entry[0].to(self._device), entry[1].to(self._device)
+        size = moved[0].nbytes + moved[1].nbytes
+        if size <= self._room:
+            self._room -= size
+            self._entries[prompt] = moved
+        return moved
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ class FlowSchedule:
 
     def timesteps(self, levels: Tensor) -> Tensor:
         """Return what the network is told: sigma (B,) in (0, 1]."""
-        return self.scheduler.sigmas.to(levels.device)[levels]
+        self.scheduler.sigmas = self.scheduler.sigmas.to(levels.device)  # moved once
+        return self.scheduler.sigmas[levels]
 
     def add_noise(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
         """Return noisy latents (B, C, h, w)."""
@@ -217,11 +218,10 @@ def unpack(packed: Tensor, size: tuple[int, int]) -> Tensor:
 
 def image_ids(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return (0, row, column) of each packed position of latents (h, w): (h/2 * w/2, 3)."""
-    rows, columns = torch.meshgrid(
-        torch.arange(size[0] // 2), torch.arange(size[1] // 2), indexing="ij"
-    )
+    sides = [torch.arange(side // 2, device=device) for side in size]
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
-    return ids.reshape(-1, 3).to(device, dtype)
+    return ids.reshape(-1, 3).to(dtype)
 
 
 def sample_image(

@@ -23,17 +23,26 @@ class LatentCache:
         return len(self._entries)
 
     def distributions(self, vae: AutoencoderKL, pixels: Tensor, keys: list[Any]) -> Tensor:
-        """Return means and log-variances (B, 2C, h, w); None among the keys: never kept."""
-        missing = [i for i, key in enumerate(keys) if key is None or key not in self._entries]
-        fresh = dict(zip(missing, _encode(vae, pixels[missing]), strict=True)) if missing else {}
-        rows = [
-            fresh[i] if i in fresh else self._entries[key].to(pixels.device)
-            for i, key in enumerate(keys)
-        ]
-        for i, row in fresh.items():
-            if keys[i] is not None and row.nbytes <= self._entries.maxsize:
-                self._entries[keys[i]] = row.to("cpu", copy=True)  # not a view of its batch
-        return torch.stack(rows)
+        """Return means and log-variances (B, 2C, h, w); None among the keys: never kept.
+
+        What is kept is encoded by itself: a batch's size tells in the last bits, and a resumed
+        run, whose cache is empty, would put other batches together.
+        """
+        loose = [i for i, key in enumerate(keys) if key is None]
+        rows = dict(zip(loose, _encode(vae, pixels[loose]), strict=True)) if loose else {}
+        for i, key in enumerate(keys):
+            if key is not None:
+                rows[i] = self._distribution(vae, pixels[i : i + 1], key)
+        return torch.stack([rows[i] for i in range(len(keys))])
+
+    def _distribution(self, vae: AutoencoderKL, pixels: Tensor, key: Any) -> Tensor:
+        if key in self._entries:
+            return self._entries[key].to(pixels.device, non_blocking=True)
+        row = _encode(vae, pixels)[0]
+        if row.nbytes <= self._entries.maxsize:
+            # from a GPU into pinned memory, in the order of its work: neither copy is waited for
+            self._entries[key] = row.to("cpu", copy=True, non_blocking=True)
+        return row
 
 
 def encode_images(
@@ -73,11 +82,10 @@ def _encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     return vae.encode(to_float(pixels).to(vae.dtype)).latent_dist.parameters
 
 
-def _statistics(vae: AutoencoderKL, latents: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(vae: AutoencoderKL, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """Return what to subtract from raw latents and what to multiply them with then."""
     config = vae.config
-    shift = latents.new_tensor(config.shift_factor or 0.0)
-    scale = latents.new_tensor(config.scaling_factor)
+    shift, scale = config.shift_factor or 0.0, config.scaling_factor
     if config.latents_mean is not None and config.latents_std is not None:
         shift = shift + latents.new_tensor(config.latents_mean)[:, None, None]
         scale = scale / latents.new_tensor(config.latents_std)[:, None, None]

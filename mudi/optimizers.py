@@ -105,7 +105,10 @@ def make_optimizer(
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(groups, **shared)
-    return torch.optim.AdamW(groups, **shared)
+    # On a CPU the fused step takes a third of the time. On a GPU PyTorch's own choice stays: there
+    # a fused step hides from accelerate that float16 overflowed, and the rate would move on.
+    on_cpu = parameters[0].device.type == "cpu"
+    return torch.optim.AdamW(groups, fused=True if on_cpu else None, **shared)
 
 
 def _prodigy(args: argparse.Namespace, groups: list[dict], shared: dict[str, Any]) -> Optimizer:

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
 
 def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
     """Draw `count` mixed samples of a data set (its prior's too) on one sheet."""
-    options = replace(dataset.options, segmix_prob=1.0)
+    options = replace(dataset.options, segmix_prob=1.0, pool=None)  # no picture twice
     mixing = SegMixDataset(dataset.subjects, options, dataset.prior)
     photos = len(dataset.subjects.photos)
     step = dataset.options.segmix_start_step

@@ -21,6 +21,7 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 from mudi.args import CACHED_CROPS, resolve_mixed_precision, trackers
 from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume, step_of
 from mudi.checks import SetupError, load_data
-from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
+from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset
 from mudi.denoising import Models
 from mudi.files import clean_up, write_image
 from mudi.metadata import Subjects
@@ -47,7 +48,7 @@ FREE_SETTINGS = (
     "validation_epochs num_validation_inference_steps save_steps checkpointing_steps "
     "checkpoints_total_limit resume_from_checkpoint push_to_hub hub_model_id cache_dir "
     "output_kohya_format upcast_before_saving dataloader_num_workers local_rank "
-    "gradient_checkpointing encode_on_cpu num_train_epochs max_train_steps"
+    "gradient_checkpointing logging_steps encode_on_cpu num_train_epochs max_train_steps"
 ).split()
 
 logger = get_logger("mudi")
@@ -86,14 +87,20 @@ def set_up(
     data = load_data(args, style, [*complaints, *check_login(args)])
     accelerator = make_accelerator(args, on_gpu)
     plan = plan_run(accelerator, args, data.subjects)
+    if args.segmix_pool:
+        _tell_use(args, plan)
     start_trackers(accelerator, args, tracker)
     dataset = SegMixDataset(data.subjects, sample_options(args, style, data.scales), data.prior)
     log_collages(accelerator, args, dataset)
     return Run(accelerator, plan, dataset)
 
 
-def save_memory(args: argparse.Namespace, denoiser: Any, encoders: dict[str, Any]) -> None:
-    """Switch on what the flags say of attention and of gradient checkpointing."""
+def save_memory(
+    args: argparse.Namespace, denoiser: Any, vae: AutoencoderKL, encoders: dict[str, Any]
+) -> None:
+    """Switch on what the flags say of attention, gradient checkpointing and the VAE."""
+    if args.vae_slicing:
+        vae.enable_slicing()
     if args.enable_xformers_memory_efficient_attention:
         denoiser.enable_xformers_memory_efficient_attention()
     if args.gradient_checkpointing:
@@ -247,7 +254,10 @@ def _run_settings(
 def sample_options(
     args: argparse.Namespace, style: SegMixStyle, scales: dict[str, float] | None
 ) -> SampleOptions:
-    """Return what the flags say of how photos become samples."""
+    """Return what the flags say of how photos become samples; args.seed is settled."""
+    pool = None
+    if args.segmix_pool:
+        pool = Pool(args.segmix_pool, args.segmix_pool_refresh, args.seed)
     return SampleOptions(
         resolution=args.resolution,
         style=style,
@@ -259,6 +269,18 @@ def sample_options(
         random_flip=args.random_flip,
         num_crops=CACHED_CROPS if args.cache_latents else None,
         mix=args.mix,
+        pool=pool,
+    )
+
+
+def _tell_use(args: argparse.Namespace, plan: Plan) -> None:
+    """Say how many collages a pool of that size and pace makes, and how often they are drawn."""
+    steps = max(0, plan.num_steps - args.segmix_start_step)
+    drawn = steps * args.gradient_accumulation_steps * args.train_batch_size * args.segmix_prob
+    made = args.segmix_pool + steps / args.segmix_pool_refresh
+    logger.info(
+        f"--segmix_pool {args.segmix_pool}: {made:.0f} collages for about {drawn:.0f} draws "
+        "of each process"
     )
 
 
@@ -313,19 +335,56 @@ def progress_bar(accelerator: Accelerator, step: int, num_steps: int) -> tqdm:
     return tqdm(total=num_steps, initial=step, desc="steps", disable=hidden, dynamic_ncols=True)
 
 
-def mean_loss(accelerator: Accelerator, losses: list[Tensor], step: int, output_dir: Path) -> float:
-    """Average an optimizer step's losses over its passes and over all processes.
+@dataclass(frozen=True)
+class StepNumbers:
+    """What is told of an optimizer step; loss is a scalar on the device, over all passes."""
+
+    step: int
+    loss: Tensor
+    lr: float
+
+
+def report_if_due(
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+    plan: Plan,
+    progress: tqdm,
+    unread: list[StepNumbers],
+) -> None:
+    """Tell the numbers of the steps since the last time, and forget them.
+
+    To read a loss is to wait until the device is idle, so it is done every --logging_steps, and
+    before anything is saved or shown.
 
     Raises:
-        NonFiniteLossError: the average is infinite or not a number. All processes raise.
+        NonFiniteLossError: a loss is infinite or not a number. All processes raise.
     """
-    value = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
-    if math.isfinite(value):
-        return value
+    progress.update()
+    if not _reads_losses(args, plan, unread[-1].step):
+        return
+    losses = mean_loss(accelerator, [numbers.loss for numbers in unread])
+    for numbers, loss in zip(unread, losses, strict=True):
+        if not math.isfinite(loss):
+            raise _broken(numbers.step, loss, plan.output_dir)
+        report(accelerator, progress, numbers.step, loss=loss, lr=numbers.lr)
+    unread.clear()
+
+
+def _reads_losses(args: argparse.Namespace, plan: Plan, step: int) -> bool:
+    periods = (args.logging_steps, args.save_steps, args.checkpointing_steps, plan.validation_steps)
+    return step == plan.num_steps or any(step % period == 0 for period in periods)
+
+
+def mean_loss(accelerator: Accelerator, losses: list[Tensor]) -> list[float]:
+    """Average each of the scalar losses over all processes; waits for the device."""
+    return accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
+
+
+def _broken(step: int, loss: float, output_dir: Path) -> NonFiniteLossError:
     kept = checkpoints(output_dir)
     advice = f"continue from {kept[-1]}" if kept else "start again"
-    raise NonFiniteLossError(
-        f"the loss of step {step} is {value}; nothing of this step was saved. Lower the learning "
+    return NonFiniteLossError(
+        f"the loss of step {step} is {loss}; nothing since was saved. Lower the learning "
         f"rate or use another --mixed_precision, then {advice}."
     )
 
@@ -357,7 +416,6 @@ def log_collages(
 
 def report(accelerator: Accelerator, progress: tqdm, step: int, **scalars: float) -> None:
     """Show an optimizer step's numbers in the progress bar and hand them to the trackers."""
-    progress.update()
     progress.set_postfix({key: f"{value:.3g}" for key, value in scalars.items()})
     accelerator.log(scalars, step=step)
 

@@ -124,7 +124,8 @@ class NoiseSchedule:
         """Return what the network is told (B,)."""
         if not self.edm_style:
             return levels
-        return self.scheduler.timesteps.to(levels.device)[levels]
+        self.scheduler.timesteps = self.scheduler.timesteps.to(levels.device)  # moved once
+        return self.scheduler.timesteps[levels]
 
     def add_noise(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
         """Return noisy latents (B, C, h, w)."""
@@ -171,7 +172,8 @@ class NoiseSchedule:
         return min_snr_weight(snr, self.snr_gamma, self.prediction_type)
 
     def _sigmas(self, levels: Tensor) -> Tensor:
-        return self.scheduler.sigmas.to(levels.device)[levels][:, None, None, None]
+        self.scheduler.sigmas = self.scheduler.sigmas.to(levels.device)  # moved once
+        return self.scheduler.sigmas[levels][:, None, None, None]
 
 
 def size_conditions(conditioning: Tensor, resolution: int, real_sizes: bool) -> Tensor:

@@ -12,8 +12,11 @@ from PIL import Image
 from mudi.checks import limit_prior
 from mudi.data import (
     Batch,
+    Conditioning,
     Draw,
     DrawSchedule,
+    Pool,
+    Sample,
     SampleOptions,
     SegMixDataset,
     make_loader,
@@ -323,6 +326,98 @@ def test_limit_prior_spreads_the_pictures_over_the_classes(tmp_path):
     assert kept(2) == ["a", "b"]
     assert kept(5) == ["a"] * 3 + ["b"] * 2
     assert kept(8) == kept(100) == ["a"] * 4 + ["b"] * 4
+
+
+# The pool of collages
+
+
+class Combined(SegMixDataset):
+    """Tells which photos a collage combines, in place of painting it."""
+
+    def _collage(self, photos, names, rng, scales, shared_top=False):
+        told = " ".join(photo.image.stem for photo in photos)
+        nothing = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), bool)
+        return Sample(*nothing, told, Conditioning(0, 0, 0, 0), mixed=True)
+
+
+def pooled(size: int, refresh_steps: int = 1, seed: int = 0, **options) -> SampleOptions:
+    return replace(ALWAYS, pool=Pool(size, refresh_steps, seed), **options)
+
+
+def test_a_pool_leaves_which_photos_meet_as_it_was(subjects):
+    """Either way each of the 6 photos comes first as often, with each of 3 others as often."""
+    ordered_pairs = {f"{s}{i} {o}{j}" for s, o in ("ab", "ba") for i in range(3) for j in range(3)}
+    for options in (ALWAYS, pooled(4, 2)):
+        dataset = Combined(subjects, options)
+        row = schedule(batch_size=2, last_step=9000)
+        drawn = [dataset[draw][0].prompt for batch in row for draw in batch]
+        counts = Counter(drawn)
+        assert counts.keys() == ordered_pairs
+        # pooled, about 9000 / 2 collages make the numbers: 250 of each pair, give or take 15
+        assert all(abs(n / 18000 * 18 - 1) < 0.25 for n in counts.values())
+        firsts = Counter(text.split()[0] for text in drawn)
+        assert all(abs(n / 18000 * 6 - 1) < 0.1 for n in firsts.values())
+
+
+def test_a_pool_is_bounded_and_refreshed_at_the_stated_rate(subjects):
+    """With 8 collages, a new one every 5 steps, 3 draws a step: 15 uses each on average."""
+    dataset = Combined(subjects, pooled(8, 5))
+    uses: Counter = Counter()
+    for batch in schedule(batch_size=3, last_step=4000):
+        for draw in batch:
+            [sample] = dataset[draw]
+            _, number, half = sample.key
+            assert half == 0 and 0 <= number - draw.step // 5 < 8
+            uses[number] += 1
+    assert set(uses) <= set(range(8 + 4000 // 5))
+    settled = [uses[number] for number in range(8, 4000 // 5)]
+    assert sum(settled) / len(settled) == pytest.approx(15, rel=0.01)
+    # 120 draws while it is there, an eighth of them its own: standard deviation 3.6
+    assert np.std(settled) == pytest.approx((120 * 1 / 8 * 7 / 8) ** 0.5, rel=0.1)
+
+
+def test_a_pooled_collage_is_the_same_whenever_it_is_drawn(tmp_path, subjects):
+    """And another run's, or the next one's, is another; the prior's half belongs to it."""
+    prior = make_prior(tmp_path / "prior")
+    seen: dict[tuple, bytes] = {}
+    for seed in (0, 1):
+        dataset = SegMixDataset(subjects, pooled(3, 50, seed, random_flip=True), prior)
+        for i in range(40):
+            samples = dataset[Draw(i % 6, i, f"draw {i}")]
+            assert [sample.key[2] for sample in samples] == [0, 1]
+            for sample in samples:
+                pixels = sample.pixels.tobytes() + sample.mask.tobytes()
+                assert seen.setdefault((seed, sample.key), pixels) == pixels
+    assert len(set(seen.values())) == len(seen) == 2 * 3 * 2
+
+
+def test_a_pool_touches_neither_the_coin_nor_plain_photos(subjects):
+    options = replace(ALWAYS, segmix_prob=0.4, segmix_start_step=10, random_flip=True)
+    without = SegMixDataset(subjects, options)
+    within = SegMixDataset(subjects, replace(options, pool=Pool(4, 3, 0)))
+    mixed = 0
+    for i in range(200):
+        draw = Draw(i % 6, i, f"draw {i}")
+        [one], [two] = without[draw], within[draw]
+        assert one.mixed == two.mixed
+        mixed += one.mixed
+        if not one.mixed:
+            np.testing.assert_array_equal(one.pixels, two.pixels)
+            assert (one.prompt, one.conditioning) == (two.prompt, two.conditioning)
+            assert one.key is two.key is None  # its crop does not come again
+    assert 50 < mixed < 100
+
+
+def test_workers_and_a_resumed_run_draw_from_the_same_pool(subjects):
+    options = pooled(3, 2, segmix_prob=0.7, random_flip=True)
+    whole = schedule(batch_size=2)
+    alone = list(make_loader(SegMixDataset(subjects, options), whole, num_workers=0))
+    for first_step, num_workers in ((0, 2), (5, 0)):
+        later = replace(whole, first_step=first_step)
+        loader = make_loader(SegMixDataset(subjects, options), later, num_workers)
+        for one, two in zip(alone[first_step:], loader, strict=True):
+            assert_equal_batches(one, two)
+            assert one.keys == two.keys
 
 
 # Batches

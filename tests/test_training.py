@@ -75,6 +75,7 @@ RESUMABLE = [
     "--with_prior_preservation --class_data_dir {prior} --dco_beta 10 --train_text_encoder",
     "--use_dora --lr_scheduler cosine --random_flip --cache_latents --dco_beta 1000",
     "--optimizer prodigy --learning_rate 1 --mixed_precision bf16 --gradient_checkpointing",
+    "--segmix_pool 3 --segmix_pool_refresh 1 --cache_latents --train_batch_size 3 --random_flip",
 ]
 
 
