@@ -75,7 +75,7 @@ MINIATURE_TRAINING = (
     "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 4e-3 "
     "--lr_warmup_steps 0"
 )
-MINIATURE_PRIOR = "--num_images 30 --segmenter foreground"
+MINIATURE_PRIOR = "--num_images 15 --segmenter foreground --threshold 0.5"
 SETTINGS = (
     "pretrained_model_name_or_path pretrained_vae_model_name_or_path dtype train_flags prior_flags "
     "data_dir prior_dir prompts steps guidance_scale"

@@ -51,7 +51,7 @@ SCHEDULERS: dict[str, Any] = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-DEFAULT_GAMMA = {"sdxl": 0.4, "flux": 0.0}  # experiments/RESULTS.md; FLUX does without (method, section 6)
+DEFAULT_GAMMA = {"sdxl": 0.4, "flux": 0.0}  # see experiments/RESULTS.md; FLUX does without
 KEPT_CUTOUTS = 32  # a 12-megapixel photo's can take 50 MB
 
 
