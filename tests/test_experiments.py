@@ -372,7 +372,7 @@ def test_bad_flags_are_told_before_anything_is_trained(models, tmp_path, more, t
 def test_constructed_pictures_are_scored_by_kind(tmp_path):
     """Colours alone, on whole pictures, tell a picture that lacks a subject from a right one."""
     flags = ["--output", str(tmp_path), "--pairs", "two_foxes", "--num_images", "2"]
-    plain = ["--detector", "foreground", "--embedder", "colours"]
+    plain = ["--detector", "foreground", "--embedder", "colours", "--metric_flags="]
     reset_accelerate()
     check_metric.main(check_metric.parse_args([*flags, *plain]))
     table = {record["kind"]: record for record in read(tmp_path / check_metric.TABLE)}
