@@ -1,6 +1,6 @@
 r"""What photos cost: start-up, memory, and training samples a second on one core.
 
-    python -m benchmarks.bench_data --size real        (12-megapixel and 1-megapixel photos, 1024 px)
+    python -m benchmarks.bench_data --size real      (12-megapixel and 1-megapixel photos, 1024 px)
     python -m benchmarks.bench_data --size real --instance_data_dir dataset/category/robot_and_teddy
     python -m benchmarks.bench_data --size mini --grow photos subjects
 
@@ -14,6 +14,8 @@ subjects. Photos are made on the fly; beyond five a subject they are links to th
 """
 
 import argparse
+import ctypes
+import gc
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -107,16 +109,15 @@ def measure(folder: Path, resolution: int, samples: int) -> dict[str, Any]:
     """Return what a folder's photos cost at one resolution, in seconds and MiB."""
     with spent() as check:
         subjects = load_subjects(folder)
-    with spent() as prepare:
-        cutouts = [cut(photo.image, photo.mask, resolution) for photo in subjects.photos]
-    host_memory()
-    before = host_memory()[1]
+    before = resident()
     datasets = {p: make_dataset(subjects, resolution, p) for p in (1.0, 0.0)}
     mixed, unmixed = (
         sample_time(dataset, samples, warm=4 * len(subjects.photos))
         for dataset in datasets.values()
     )
-    kept = host_memory()[1] - before
+    kept = resident() - before
+    with spent() as prepare:
+        cutouts = [cut(photo.image, photo.mask, resolution) for photo in subjects.photos]
     decoded = sample_time(datasets[0.0], 2, warm=0, afresh=True)
     return {
         "resolution": resolution,
@@ -140,23 +141,23 @@ def growth(args: argparse.Namespace, what: str) -> Iterator[dict[str, Any]]:
     """Yield a row for each number of photos a subject, or of subjects.
 
     `check_memory_mib` is what checking leaves behind, `memory_mib` what --samples mixed and as many
-    unmixed samples add, from photos drawn all over the set.
+    unmixed samples add, from photos drawn all over the set; the peaks are above the start.
     """
     resolution, megapixels = args.resolution[0], args.megapixels[-1]
     for number in args.numbers or getattr(SHAPES[args.size], what):
         sizes = {"photos": SIMPLE_PHOTOS, "subjects": 2, what: number}
         with TemporaryDirectory(prefix="bench-") as scratch:
             folder = photos.write_folder(Path(scratch), megapixels, **sizes)
-            host_memory()
-            start = host_memory()[1]
+            start = resident()
             with spent() as check:
                 subjects = load_subjects(folder)
-            checked = host_memory()
+            check_peak = host_memory()[0]
+            checked = resident()
             datasets = {p: make_dataset(subjects, resolution, p) for p in (1.0, 0.0)}
             mixed, unmixed = (
                 sample_time(dataset, args.samples, warm=0) for dataset in datasets.values()
             )
-            peak, now = host_memory()
+            peak = host_memory()[0]
             yield {
                 "varied": what,
                 "value": number,
@@ -165,13 +166,21 @@ def growth(args: argparse.Namespace, what: str) -> Iterator[dict[str, Any]]:
                 "resolution": resolution,
                 "check": check[0],
                 "check_cpu": check[1],
-                "check_memory_mib": (checked[1] - start) / MIB,
+                "check_peak_mib": (check_peak - start) / MIB,
+                "check_memory_mib": (checked - start) / MIB,
                 "mixed_cpu": mixed.cpu,
                 "unmixed_cpu": unmixed.cpu,
-                "memory_mib": (now - checked[1]) / MIB,
-                "peak_memory_mib": (max(peak, checked[0]) - start) / MIB,
+                "peak_memory_mib": (peak - start) / MIB,
+                "memory_mib": (resident() - checked) / MIB,
                 "prompts": len(datasets[1.0].prompts()),
             }
+
+
+def resident() -> int:
+    """Return this process' resident bytes, after what is free was given back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory otherwise
+    return host_memory()[1]
 
 
 def make_dataset(subjects: Subjects, resolution: int, segmix_prob: float) -> SegMixDataset:
@@ -274,8 +283,8 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
 
 def show_growth(rows: Sequence[dict[str, Any]]) -> str:
     headers = [
-        "varied", "", "photos", "prompts", "check/s", "check/s cpu", "check/MiB", "mixed/ms cpu",
-        "unmixed/ms cpu", "kept/MiB", "peak/MiB",
+        "varied", "", "photos", "prompts", "check/s", "check/s cpu", "check peak/MiB", "left/MiB",
+        "mixed/ms cpu", "unmixed/ms cpu", "kept/MiB", "peak/MiB",
     ]  # fmt: skip
     return table(
         headers,
@@ -287,6 +296,7 @@ def show_growth(rows: Sequence[dict[str, Any]]) -> str:
                 row["prompts"],
                 row["check"],
                 row["check_cpu"],
+                row["check_peak_mib"],
                 row["check_memory_mib"],
                 1e3 * row["mixed_cpu"],
                 1e3 * row["unmixed_cpu"],

@@ -199,7 +199,7 @@ class Turns:
             "processes": running.accelerator.num_processes,
             "precision": running.accelerator.mixed_precision,
             "parameters": sum(p.numel() for p in running.network.parameters()),
-            "skipped_steps": WARM_UP + 2 * self._steps - 1 - done,  # by the scaler of fp16
+            "skipped_steps": WARM_UP + 2 * self._steps - done,  # by the scaler of fp16
         }
 
     def result(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The published networks' configurations, so that they can be built without a download.
 
 The values are those of the `config.json` files of stabilityai/stable-diffusion-xl-base-1.0,
-black-forest-labs/FLUX.1-dev, google/owlv2-base-patch16-ensemble and facebook/dinov2-base on the hub.
+black-forest-labs/FLUX.1-dev, google/owlv2-base-patch16-ensemble and facebook/dinov2-base.
 """
 
 from dataclasses import dataclass
