@@ -33,8 +33,8 @@ class Shape(NamedTuple):
 SHAPES = {
     ("sdxl", "tiny"): Shape(64, 2, 2),
     ("flux", "tiny"): Shape(64, 2, 2),
-    ("sdxl", "mini"): Shape(64, 25, 8),
-    ("flux", "mini"): Shape(64, 25, 8),
+    ("sdxl", "mini"): Shape(64, 25, 4),
+    ("flux", "mini"): Shape(64, 25, 4),
     ("sdxl", "real"): Shape(1024, 25, 4),
     ("flux", "real"): Shape(512, 25, 4),
 }

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.bench_step import STEPS
 from benchmarks.common import FAMILIES, ROOT, finish, make_parser, settle_device, table
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -28,7 +29,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, "processes")
     flag = parser.add_argument
     flag("--family", choices=FAMILIES, default="sdxl", help="whose script (sdxl)")
-    flag("--steps", type=int, help="of bench_step; unset: by the size")
+    flag("--turns", type=int, help="of bench_step; unset: by the size")
+    flag("--steps", type=int, default=STEPS, help=f"a turn, of bench_step ({STEPS})")
     flag("--processes", type=int, default=2, help="against one (2)")
     args, args.script_flags = parser.parse_known_args(argv)
     return args
@@ -60,7 +62,8 @@ def launch(args: argparse.Namespace, processes: int, threads: int) -> dict[str, 
         words = [*LAUNCH, f"--num_processes={processes}", *several, "--module"]
         words += ["benchmarks.bench_step", f"--family={args.family}", f"--size={args.size}"]
         words += [f"--device={args.device}", "--variant=default", f"--json={result}"]
-        words += [f"--steps={args.steps}"] * (args.steps is not None) + args.script_flags
+        words += [f"--steps={args.steps}", *args.script_flags]
+        words += [f"--turns={args.turns}"] * (args.turns is not None)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         if done.returncode:

@@ -7,10 +7,10 @@ r"""A training step against the floor, and where its time goes.
 
 The script itself runs, from main() on. The floor is the network's own arithmetic on the same inputs
 in the same process: forward and backward of the adapted network and, for DCO, one forward without
-gradient. Both are done in turns, so that a busy machine slows both alike; the ratio is the median
-over the turns. Two variants: `default`, its VAE encoding counted in the floor; `cached`, caches on
-and filled as after the first epochs, no VAE in the floor. Afterwards --steps steps run undisturbed
-with a clock on every part: the parts are means of the middle half of the steps, by length.
+gradient. Both take turns of --steps optimizer steps, so that a busy machine slows both alike; the
+ratio is the median over the --turns. Two variants: `default`, its VAE encoding counted in the
+floor; `cached`, caches on and filled as after the first epochs, no VAE in the floor. Afterwards as
+many turns run with a clock on every part; of the turns the middle half, by length, is averaged.
 
 All times are of an optimizer step, so of --gradient_accumulation_steps passes.
 """
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -46,7 +46,8 @@ SETTINGS = {
 # No saving while the clock runs: it is done every 500 steps, and belongs to none.
 ALWAYS = "--seed=1 --lr_warmup_steps=0 --save_steps=1000000 --checkpointing_steps=1000000"
 VARIANTS = {"default": "", "cached": "--cache_latents"}
-STEPS = {"tiny": 8, "mini": 30, "real": 8}
+TURNS = {"tiny": 3, "mini": 6, "real": 2}
+STEPS = 10  # a turn: what is only done every so many steps is then in each
 WARM_UP = 3  # optimizer steps; the first builds the optimizer's state, the last is recorded
 SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
     "tiny": {"resolution": (64, 128), "batch": (1, 2), "rank": (2, 4), "subjects": (2, 3)},
@@ -71,12 +72,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--family", choices=FAMILIES, default="sdxl", help="whose script (sdxl)")
     flag("--variant", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="(both)")
-    flag("--steps", type=int, help="turns, and then steps with a clock; unset: by the size")
+    flag("--turns", type=int, help="without and then with a clock on the parts; unset: by the size")
+    flag("--steps", type=int, default=STEPS, help=f"optimizer steps a turn ({STEPS})")
     flag("--workers", type=int, default=0, help="processes that prepare samples (0)")
     flag("--sweep", nargs="+", choices=SWEEPS["mini"], default=[], help="instead: how cost grows")
     flag("--instance_data_dir", type=Path, default=EXAMPLE, help="photos (the example pair)")
     args, args.script_flags = parser.parse_known_args(argv)
-    args.steps = args.steps or STEPS[args.size]
+    args.turns = args.turns or TURNS[args.size]
     return args
 
 
@@ -128,14 +130,14 @@ def measure(
 ) -> dict[str, Any]:
     """Run the script once and return what a step took, in seconds."""
     parts = Parts()
-    turns = Turns(parts, device, args.steps, with_vae="--cache_latents" not in flags)
+    turns = Turns(parts, device, args.turns, args.steps, with_vae=flags != VARIANTS["cached"])
     with (
         base_model(args.family, args.size, device) as base,
         TemporaryDirectory(prefix="bench-") as output,
     ):
         words = script_words(args, device, flags, data, Path(output))
         words += [f"--pretrained_model_name_or_path={base}"]
-        words += [f"--max_train_steps={WARM_UP + 2 * args.steps}"]
+        words += [f"--max_train_steps={turns.all_steps}"]
         watch.run(args.family, words, parts, turns, with_start=False)
     return {"flags": " ".join(words), **turns.result()}
 
@@ -144,12 +146,14 @@ class Turns:
     """Lets floor and script run in turns, then the script alone with a clock on its parts.
 
     Args:
+        steps: optimizer steps a turn.
         with_vae: count the VAE's encoding in the floor.
     """
 
-    def __init__(self, parts: Parts, device: torch.device, steps: int, with_vae: bool):
+    def __init__(self, parts: Parts, device: torch.device, turns: int, steps: int, with_vae: bool):
         self._parts, self._device = parts, device
-        self._steps, self._with_vae = steps, with_vae
+        self._turns, self._steps, self._with_vae = turns, steps, with_vae
+        self.all_steps = WARM_UP + 2 * turns * steps
         self._script: list[Cost] = []
         self._floor: list[Cost] = []
         self._laps: list[dict[str, Cost]] = []
@@ -158,16 +162,15 @@ class Turns:
         self._facts: dict[str, Any] = {}
 
     def __call__(self, running: watch.Running, batches: Iterator[Batch]) -> Iterator[Batch]:
-        passes = running.args.gradient_accumulation_steps
         floor = watch.Floor(running)
         watch.fill_cache(running)
-        for _ in range((WARM_UP - 1) * passes):
-            yield next(batches)
-        for _ in range(passes):
+        passes = running.args.gradient_accumulation_steps
+        for _ in range(WARM_UP * passes):
             with floor.recording():
                 yield next(batches)
+        passes *= self._steps
         self._peak_memory()
-        for _ in range(self._steps):
+        for _ in range(self._turns):
             self._floor.append(floor.run(self._parts, passes, self._with_vae))
             clock = Meter(self._device)
             for _ in range(passes):
@@ -175,13 +178,13 @@ class Turns:
             self._script.append(clock.read())
         self._memory = self._peak_memory()
         self._parts.meter = Meter(self._device)
-        for _ in range(self._steps):
+        for _ in range(self._turns):
             for _ in range(passes):
                 with self._parts.part(watch.DATA):
                     batch = next(batches)
                 yield batch
             self._laps.append(self._parts.lap())
-        for _ in range(self._steps):
+        for _ in range(self._turns):
             floor.run(self._parts, passes, self._with_vae)
             self._floor_laps.append(self._parts.lap())
         self._parts.meter = None
@@ -199,39 +202,38 @@ class Turns:
             "processes": running.accelerator.num_processes,
             "precision": running.accelerator.mixed_precision,
             "parameters": sum(p.numel() for p in running.network.parameters()),
-            "skipped_steps": WARM_UP + 2 * self._steps - done,  # by the scaler of fp16
+            "skipped_steps": self.all_steps - done,  # by the scaler of fp16
         }
 
     def result(self) -> dict[str, Any]:
         """Return seconds of an optimizer step; `ratio` is the median over the turns."""
         turns = list(zip(self._script, self._floor, strict=True))
-        ratios = [script.seconds / floor.seconds for script, floor in turns]
-        low, middle, high = quantiles(ratios, n=4, method="inclusive")
-        parts = middle_parts(self._laps, [*watch.STEP_PARTS, REST])
+        ratios = sorted(script.seconds / floor.seconds for script, floor in turns)
+        parts = self._middle(self._laps, [*watch.STEP_PARTS, REST])
         whole = sum(parts.values())
         return {
-            "ratio": middle,
-            "ratio_quartiles": [low, high],
+            "ratio": median(ratios),
+            "ratio_range": [ratios[0], ratios[-1]],
             "ratio_busy": median(script.busy / floor.busy for script, floor in turns),
-            "step": median(cost.seconds for cost in self._script),
-            "floor": median(cost.seconds for cost in self._floor),
+            "step": median(cost.seconds for cost in self._script) / self._steps,
+            "floor": median(cost.seconds for cost in self._floor) / self._steps,
             "parts": parts,
-            "floor_parts": middle_parts(self._floor_laps, [watch.VAE, *watch.NETWORK_PARTS]),
+            "floor_parts": self._middle(self._floor_laps, [watch.VAE, *watch.NETWORK_PARTS]),
             "step_with_clock": whole,
             "data_share": parts[watch.DATA] / whole,
             "peak_memory_gib": self._memory / GIB,
             **self._facts,
         }
 
-
-def middle_parts(laps: Sequence[dict[str, Cost]], names: Sequence[str]) -> dict[str, float]:
-    """Average the seconds of each part over the middle half of the laps, by length."""
-    cut = len(laps) // 4
-    by_length = sorted(laps, key=lambda lap: sum(cost.seconds for cost in lap.values()))
-    middle = by_length[cut : len(laps) - cut]
-    return {
-        name: sum(lap.get(name, Cost()).seconds for lap in middle) / len(middle) for name in names
-    }
+    def _middle(self, laps: Sequence[dict[str, Cost]], names: Sequence[str]) -> dict[str, float]:
+        """Average each part's seconds of a step over the middle half of the laps, by length."""
+        cut = len(laps) // 4
+        by_length = sorted(laps, key=lambda lap: sum(cost.seconds for cost in lap.values()))
+        middle = by_length[cut : len(laps) - cut]
+        return {
+            name: mean(lap.get(name, Cost()).seconds for lap in middle) / self._steps
+            for name in names
+        }
 
 
 def show(rows: Sequence[dict[str, Any]]) -> str:
@@ -248,8 +250,8 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     plain = [1e3 * row[key] for key in ("step", "floor") for row in rows]
     lines.append(["all, without", *plain])
     told = [
-        f"{row['family']}, {row['variant']}: step over floor {row['ratio']:.3f} (quartiles "
-        f"{row['ratio_quartiles'][0]:.3f} to {row['ratio_quartiles'][1]:.3f}), "
+        f"{row['family']}, {row['variant']}: step over floor {row['ratio']:.3f} (turns: "
+        f"{row['ratio_range'][0]:.3f} to {row['ratio_range'][1]:.3f}), "
         f"by processor time {row['ratio_busy']:.3f}; "
         f"data {row['data_share']:.1%} of the step"
         for row in rows

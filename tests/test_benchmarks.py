@@ -2,14 +2,12 @@
 
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
 from training import reset_accelerate
 
 from benchmarks import (
@@ -18,6 +16,7 @@ from benchmarks import (
     bench_dnc,
     bench_infer,
     bench_memory,
+    bench_processes,
     bench_step,
     photos,
     watch,
@@ -29,6 +28,7 @@ from mudi.images import load_mask, load_rgb
 from mudi.metadata import load_subjects
 
 CPU = torch.device("cpu")
+SHORT = ["--turns=2", "--steps=1"]
 
 
 def run(module, path: Path, *words: str) -> dict:
@@ -112,7 +112,7 @@ def test_made_photos_are_a_legal_data_folder(tmp_path):
 
 @pytest.mark.parametrize("family", ["sdxl", "flux"])
 def test_the_parts_of_a_step_add_up_and_the_floor_has_the_networks_own(tmp_path, family):
-    words = [f"--family={family}", "--steps=2", "--gradient_accumulation_steps=2"]
+    words = [f"--family={family}", *SHORT, "--gradient_accumulation_steps=2"]
     record = run(bench_step, tmp_path / "step.json", *words)
     assert {"date", "torch", "device"} <= record["machine"].keys()
     default, cached = record["rows"]
@@ -162,7 +162,7 @@ def test_measuring_the_floor_does_not_change_the_training(tmp_path, sdxl_backbon
 
 def test_caches_are_full_when_the_clock_starts(tmp_path):
     """With no collages the VAE is never asked, as after the first epochs."""
-    words = ["--variant=cached", "--steps=2", "--segmix_prob=0"]
+    words = ["--variant=cached", *SHORT, "--segmix_prob=0"]
     (row,) = run(bench_step, tmp_path / "step.json", *words)["rows"]
     assert row["parts"][watch.VAE] < 0.5 * row["parts"][watch.FORWARD]
 
@@ -230,18 +230,20 @@ def test_samples_a_second_and_how_cost_grows(tmp_path):
 
 
 def test_growth_over_what_a_step_depends_on(tmp_path):
-    words = ["--sweep", "rank", "subjects", "--steps=2"]
+    words = ["--sweep", "rank", "subjects", *SHORT]
     rows = run(bench_step, tmp_path / "sweep.json", *words)["rows"]
     told = [(row["varied"], row["value"]) for row in rows]
     assert told == [("rank", 2), ("rank", 4), ("subjects", 2), ("subjects", 3)]
     assert rows[1]["parameters"] > rows[0]["parameters"]
 
 
-def test_two_processes_against_one(tmp_path):
-    """The command itself, as it launches others."""
-    words = "-m benchmarks.bench_processes --size tiny --device cpu --steps 2 --json".split()
-    path = tmp_path / "processes.json"
-    subprocess.run([sys.executable, *words, str(path)], cwd=ROOT, check=True)
-    rows = json.loads(path.read_text())["rows"]
-    assert rows[-1]["processes"] == 2
-    assert rows[0]["against_one"] == 1
+def test_two_processes_measure_together(tmp_path):
+    """As the command launches them; one launch only, as importing the libraries takes long."""
+    words = "--size tiny --device cpu --turns 2 --steps 1 --json x".split()
+    row = bench_processes.launch(bench_processes.parse_args(words), processes=2, threads=1)
+    assert row["pictures_a_second"] == pytest.approx(2 / row["step"])
+    alone = {**row, "against_one": 1.0, "floor_slower": 1.0, "step_slower": 1.0}
+    both = {**row, "against_one": 1.6, "floor_slower": 1.2, "step_slower": 1.5}
+    told = bench_processes.show([alone, both])
+    assert "2 processes: 1.60 times one" in told
+    assert "the rest 1.25 times" in told
