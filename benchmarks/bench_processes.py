@@ -32,7 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--turns", type=int, help="of bench_step; unset: by the size")
     flag("--steps", type=int, default=STEPS, help=f"a turn, of bench_step ({STEPS})")
     flag("--processes", type=int, default=2, help="against one (2)")
-    args, args.script_flags = parser.parse_known_args(argv)
+    args, script_flags = parser.parse_known_args(argv)
+    args.script_flags = script_flags
     return args
 
 

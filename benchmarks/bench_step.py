@@ -77,7 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--workers", type=int, default=0, help="processes that prepare samples (0)")
     flag("--sweep", nargs="+", choices=SWEEPS["mini"], default=[], help="instead: how cost grows")
     flag("--instance_data_dir", type=Path, default=EXAMPLE, help="photos (the example pair)")
-    args, args.script_flags = parser.parse_known_args(argv)
+    args, script_flags = parser.parse_known_args(argv)
+    args.script_flags = script_flags
     args.turns = args.turns or TURNS[args.size]
     return args
 

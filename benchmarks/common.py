@@ -34,7 +34,9 @@ _PACKAGES = "torch diffusers transformers accelerate peft numpy pillow".split()
 def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     """Return a parser with the flags that all benchmarks have; `name` is the JSON file's."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is not known here may be a training script's flag
     )
     flag = parser.add_argument
     flag(

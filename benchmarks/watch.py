@@ -212,8 +212,8 @@ class Floor:
         def note_call(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             mixed = torch.is_autocast_enabled(device)
             autocast = torch.get_autocast_dtype(device) if mixed else None
-            given = _detached((args, kwargs))
-            self._calls.append(_Call(*given, torch.is_grad_enabled(), autocast))
+            given, named = _detached(args), _detached(kwargs)
+            self._calls.append(_Call(given, named, torch.is_grad_enabled(), autocast))
 
         def note_pixels(pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._pixels.append(pixels)
