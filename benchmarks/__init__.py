@@ -1,0 +1,1 @@
+"""Speed and memory, measured against the floor; RESULTS.md says what was measured."""

@@ -1,0 +1,108 @@
+r"""Training throughput of two processes against one, and what limits it.
+
+    python -m benchmarks.bench_processes --size mini
+
+Launches bench_step by `accelerate launch`: alone with one thread, alone with a thread a core, and
+as two processes that share the gradients (DDP, gloo on a CPU) with one thread each. Pictures a
+second count all processes. If two are less than twice as fast, what they lose is split in two: how
+much slower the bare floor gets when both do it at once (they share memory, caches and cores), and
+what the step adds beyond that (exchanging gradients, waiting for the slower one).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.bench_step import STEPS
+from benchmarks.common import FAMILIES, ROOT, finish, make_parser, settle_device, table
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__, "processes")
+    flag = parser.add_argument
+    flag("--family", choices=FAMILIES, default="sdxl", help="whose script (sdxl)")
+    flag("--turns", type=int, help="of bench_step; unset: by the size")
+    flag("--steps", type=int, default=STEPS, help=f"a turn, of bench_step ({STEPS})")
+    flag("--processes", type=int, default=2, help="against one (2)")
+    args, script_flags = parser.parse_known_args(argv)
+    args.script_flags = script_flags
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    device = settle_device(args)
+    cores = os.cpu_count() or 1
+    cases = [(1, 1), (1, cores), (args.processes, 1)] if device.type == "cpu" else [
+        (1, 1), (args.processes, 1)
+    ]  # fmt: skip
+    rows = [launch(args, processes, threads) for processes, threads in dict.fromkeys(cases)]
+    for row in rows:
+        row["against_one"] = row["pictures_a_second"] / rows[0]["pictures_a_second"]
+        row["floor_slower"] = row["floor"] / rows[0]["floor"]
+        row["step_slower"] = row["step"] / rows[0]["step"]
+    finish(args, device, rows, show)
+
+
+def launch(args: argparse.Namespace, processes: int, threads: int) -> dict[str, Any]:
+    """Run bench_step in that many processes and return what the first one measured.
+
+    Raises:
+        SystemExit: the launch failed.
+    """
+    several = ["--multi_gpu", "--main_process_port=0"] if processes > 1 else []
+    with TemporaryDirectory(prefix="bench-") as folder:
+        result = Path(folder) / "step.json"
+        words = [*LAUNCH, f"--num_processes={processes}", *several, "--module"]
+        words += ["benchmarks.bench_step", f"--family={args.family}", f"--size={args.size}"]
+        words += [f"--device={args.device}", "--variant=default", f"--json={result}"]
+        words += [f"--steps={args.steps}", *args.script_flags]
+        words += [f"--turns={args.turns}"] * (args.turns is not None)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise SystemExit(f"bench_step failed in {processes} processes; see above")
+        measured = json.loads(result.read_text())["rows"][0]
+    pictures = measured["batch_size"] * measured["passes_a_step"] * processes
+    return {
+        "processes": processes,
+        "threads": threads,
+        "pictures_a_second": pictures / measured["step"],
+        **{key: measured[key] for key in ("step", "floor", "ratio", "parts", "floor_parts")},
+    }
+
+
+def show(rows: Sequence[dict[str, Any]]) -> str:
+    """Lay out the throughputs, and say what the last case loses and to what."""
+    headers = ["processes", "threads", "pictures/s", "against one", "step/ms", "floor/ms"]
+    lines = [
+        [
+            row["processes"],
+            row["threads"],
+            row["pictures_a_second"],
+            row["against_one"],
+            1e3 * row["step"],
+            1e3 * row["floor"],
+        ]
+        for row in rows
+    ]
+    last = rows[-1]
+    beyond = last["step_slower"] / last["floor_slower"]
+    told = (
+        f"{last['processes']} processes: {last['against_one']:.2f} times one with one thread. A "
+        f"step takes {last['step_slower']:.2f} times as long: the bare floor "
+        f"{last['floor_slower']:.2f} times (shared memory, caches and cores), the rest "
+        f"{beyond:.2f} times (exchange of gradients and waiting)"
+    )
+    return f"{table(headers, lines)}\n\n{told}"
+
+
+if __name__ == "__main__":
+    main(parse_args())
