@@ -55,8 +55,7 @@ def step_calls(family: str) -> list[tuple[Any, str, str | Callable[[], str]]]:
         (Accelerator, "clip_grad_norm_", OPTIMIZER),
         (AcceleratedOptimizer, "step", OPTIMIZER),
         (AcceleratedOptimizer, "zero_grad", OPTIMIZER),
-        (runtime, "mean_loss", LOGGING),
-        (runtime, "report", LOGGING),
+        (runtime, "report_if_due", LOGGING),
         (saving, "save_if_due", LOGGING),
         (runtime, "validate_if_due", LOGGING),
     ]
