@@ -22,6 +22,7 @@ from detect_and_compare.draw import annotated
 from detect_and_compare.measure import Record
 from detect_and_compare.references import References, default_query, load_references
 from mini.subjects import SETS, subjects_of, write_pair
+from mini.train_detector import OVERLAP, SURE
 from mini.world import SIZE
 from mudi.files import write_image
 from mudi.images import load_rgb
@@ -32,7 +33,6 @@ ROOT = Path(__file__).parent.parent
 SDXL = ROOT / "mini/weights/sdxl"
 EMBEDDER = ROOT / "mini/weights/embedder_a"
 DETECTOR = ROOT / "mini/weights/detector"
-NMS = 0.5  # overlap (IoU) above which two boxes are of one thing; the detector is small
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
 PICTURES = "pictures"
 TILE = 192  # px; the pictures have 64
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The demo.", formatter_class=formatter)
     parser.add_argument("--output", type=Path, default=ROOT / "output/demo", help="folder to write")
     parser.add_argument(
-        "--pair", choices=SETS, default="penguin_and_owl", help="of mini/subjects.py"
+        "--pair", choices=SETS, default="fox_and_car", help="of mini/subjects.py"
     )
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each LoRA")
     parser.add_argument("--num_images", type=int, default=4, help="pictures with each method")
@@ -133,7 +133,7 @@ def score(
 ) -> dict[str, list[tuple[Image.Image, Record]]]:
     """Return each folder's pictures with what Detect-and-Compare says of them."""
     queries = [default_query(name) for name in references.names.values()]
-    detector = load_detector(str(DETECTOR), queries, nms=NMS)
+    detector = load_detector(str(DETECTOR), queries, SURE, OVERLAP)
     embedder = load_embedder(str(EMBEDDER))
     results = {}
     for name, folder in folders.items():
