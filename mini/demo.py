@@ -57,9 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="The demo.", formatter_class=formatter)
     parser.add_argument("--output", type=Path, default=ROOT / "output/demo", help="folder to write")
-    parser.add_argument(
-        "--pair", choices=SETS, default="fox_and_car", help="of mini/subjects.py"
-    )
+    parser.add_argument("--pair", choices=SETS, default="fox_and_car", help="of mini/subjects.py")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each LoRA")
     parser.add_argument("--num_images", type=int, default=4, help="pictures with each method")
     return parser.parse_args(argv)
