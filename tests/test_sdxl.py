@@ -13,6 +13,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from training import move_weights
 
@@ -200,11 +201,18 @@ def test_adapters_off_leaves_trainability_as_it_was(sdxl_backbone, tmp_path):
     first = next(p for p in unet.parameters() if p.requires_grad)
     first.requires_grad_(False)
     wanted = [p.requires_grad for p in unet.parameters()]
+    adapted = [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
+
+    def are_off() -> set[bool]:
+        return {layer.disable_adapters for layer in adapted}
+
     with lora.adapters_off(unet):
-        assert not any(p.requires_grad for p in unet.parameters())
+        assert are_off() == {True}
         with lora.adapters_off(unet):  # nested: the inner one must not switch them on again
             pass
-        assert not any(p.requires_grad for p in unet.parameters())
+        assert are_off() == {True}
+        assert [p.requires_grad for p in unet.parameters()] == wanted
+    assert are_off() == {False}
     assert [p.requires_grad for p in unet.parameters()] == wanted
     with pytest.raises(ValueError, match="no adapters"), lora.adapters_off(torch.nn.Linear(1, 1)):
         pass
