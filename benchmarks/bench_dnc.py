@@ -29,8 +29,8 @@ from benchmarks.published import DINOV2, OWLV2, Network
 from detect_and_compare.detect import ImageDetector, load_detector
 from detect_and_compare.embed import load_embedder
 from detect_and_compare.measure import BATCH_SIZE, score_images
-from mini import train_detector
 from mini.tiny import clip_tokenizer, save_tiny_dinov2, save_tiny_owlv2
+from mini.training import detector as train_detector
 from mudi.images import Box
 from mudi.segment import Detection
 
@@ -122,7 +122,7 @@ def networks(size: str, scratch: Path) -> tuple[Path, Path]:
 
 
 def save_miniature_detector(folder: Path) -> Path:
-    """Save an untrained detector of the shape that mini.train_detector trains."""
+    """Save an untrained detector of the shape that mini.training.detector trains."""
     shape = train_detector.parse_args(["--output", str(folder)])
     processor = train_detector.new_processor()
     detector = train_detector.new_detector(processor, shape.width, shape.layers, shape.patch)

@@ -22,7 +22,7 @@ from detect_and_compare.draw import annotated
 from detect_and_compare.measure import Record
 from detect_and_compare.references import References, default_query, load_references
 from mini.subjects import SETS, subjects_of, write_pair
-from mini.train_detector import OVERLAP, SURE
+from mini.training.detector import OVERLAP, SURE
 from mini.world import SIZE
 from mudi.files import write_image
 from mudi.images import load_rgb

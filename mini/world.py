@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mini.art import KINDS, TRAINING_ACCESSORIES, Thing, draw, random_paint
+from mini.art import KINDS, Thing, draw
 from mini.backgrounds import draw_background, random_name
+from mini.cast import CAST_OF, NAMES, STRIPES, kind_of, plain_thing, told_thing
 from mudi.files import write_image
 from mudi.images import Box, tight_box
 from mudi.preview import contact_sheet
@@ -27,8 +28,10 @@ SUBJECT_ALPHA = 128  # of 255; from here on a pixel shows more of a thing than o
 COUNT_SHARES = (0.36, 0.42, 0.12, 0.06, 0.04)  # of scenes with one, two, ... five things
 SIDES = ((0.45, 0.95), (0.34, 0.62), (0.30, 0.46), (0.26, 0.38), (0.24, 0.34))  # share of SIZE
 TWINS_SHARE = 0.2  # of the scenes of two or more whose things are all of one class
-ACCESSORY_SHARE = 0.12  # of the things
-IDENTIFIER_SHARE = 0.35  # of the scenes, whose things then all have such a word
+TOLD_SHARE = 0.52  # of the scenes, whose captions name colours and what is worn
+PLAIN_SHARE = 0.16  # of the scenes, told by classes only; in the rest are named characters
+CAST_SHARE = 0.8  # of the things there; the others are told
+WORN_UP_TO = 3  # things in a scene whose caption says what colour they wear; five would be too long
 OVERLAP_SHARE = 0.15  # of the scenes, in which things may stand before each other
 APART, OVERLAPPING = 0.95, 0.62  # least distance of two things, in halves of their summed sides
 MIN_VISIBLE = 0.5  # of a thing's pixels
@@ -36,8 +39,7 @@ MAX_ANGLE = 20.0  # degrees
 LAYOUT_TRIES = 40  # before a layout is tried anew with things a little smaller
 CROWDED_SHRINK = 0.92
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
-TAKEN_WORDS = {"cat", "car", "dog", "fox", "owl", "red", "hat", "bow", "cap", "and", "two"}
+VOWELS = "aeiou"
 
 Drawing = Callable[[Any, float, float, bool], np.ndarray]  # as mini.art.draw
 
@@ -61,7 +63,8 @@ class Scene:
         boxes: the tight box of each mask.
         things: the n things.
         background: its name.
-        caption: says all of this but for colours, in words that may carry meaningless identifiers.
+        caption: names things and background: colours and what is worn, or characters, or classes
+            only.
     """
 
     pixels: np.ndarray
@@ -87,15 +90,23 @@ def random_things(rng: np.random.Generator) -> list[Thing]:
     nouns = [str(noun) for noun in rng.choice(list(KINDS), count)]
     if rng.random() < TWINS_SHARE:
         nouns = nouns[:1] * count
-    return [random_thing(noun, rng) for noun in nouns]
+    way = rng.random()
+    if way < TOLD_SHARE:
+        return [told_thing(noun, rng) for noun in nouns]
+    if way < TOLD_SHARE + PLAIN_SHARE:
+        return [plain_thing(noun, rng) for noun in nouns]
+    return [_character(noun, rng) for noun in nouns]
+
+
+def _character(noun: str, rng: np.random.Generator) -> Thing:
+    if rng.random() >= CAST_SHARE:
+        return told_thing(noun, rng)
+    return CAST_OF[noun][int(rng.integers(len(CAST_OF[noun])))]
 
 
 def random_thing(noun: str, rng: np.random.Generator) -> Thing:
-    """Draw how a thing of that class looks."""
-    if rng.random() >= ACCESSORY_SHARE:
-        return Thing(noun, random_paint(rng))
-    worn = str(rng.choice(list(TRAINING_ACCESSORIES)))
-    return Thing(noun, random_paint(rng), worn, random_paint(rng))
+    """Draw how a thing of that class looks, of any colours."""
+    return plain_thing(noun, rng)
 
 
 def arrange(
@@ -195,17 +206,9 @@ def _draw_corners(
     return None
 
 
-def random_caption(
-    things: Sequence[Thing],
-    background: str,
-    rng: np.random.Generator,
-    identifier_share: float = IDENTIFIER_SHARE,
-) -> str:
-    """Name the things, with meaningless identifiers or without, and, mostly, the background."""
-    identified = rng.random() < identifier_share
-    names = [
-        (f"{random_identifier(rng)} " if identified else "") + describe(thing) for thing in things
-    ]
+def random_caption(things: Sequence[Thing], background: str, rng: np.random.Generator) -> str:
+    """Name the things, each in full, and, mostly, the background."""
+    names = [describe(thing, len(things) <= WORN_UP_TO) for thing in things]
     if background == "white" and rng.random() < 0.5:
         if len(names) == 1:
             return SDXL_STYLE.template.format(subjects=f"a {names[0]}")
@@ -223,20 +226,22 @@ def random_caption(
     return templates[int(rng.integers(len(templates)))]
 
 
-def describe(thing: Thing) -> str:
-    """Return the thing's class and what it wears."""
-    if thing.accessory is None:
-        return thing.noun
-    return f"{thing.noun} with {with_article(thing.accessory)}"
+def describe(thing: Thing, worn_colour: bool = True) -> str:
+    """Return a character's name, or a thing's colours, class and what it wears.
 
-
-def random_identifier(rng: np.random.Generator) -> str:
-    """Draw a word of two to four letters that means nothing: "zul", "hta", "olis"."""
-    while True:
-        count = int(rng.integers(2, 5))
-        word = "".join(str(rng.choice(list(VOWELS + 2 * CONSONANTS))) for _ in range(count))
-        if word not in TAKEN_WORDS:
-            return word
+    Colours without a name, as those of plain things, are left out.
+    """
+    if thing in NAMES:
+        return f"{NAMES[thing]} {thing.noun}"
+    words = [thing.paint.name, thing.noun] if thing.paint.name else [thing.noun]
+    if thing.bands > 1 and thing.paint.name and thing.second_paint.name:
+        striped = ["striped"] if thing.bands == STRIPES else []
+        words = [thing.paint.name, "and", thing.second_paint.name, *striped, thing.noun]
+    if thing.accessory:
+        colour = f"{thing.accessory_paint.name} " if worn_colour else ""
+        worn = f"{colour}{kind_of(thing.accessory)}"
+        words += ["with", worn if worn.endswith("glasses") else with_article(worn)]
+    return " ".join(words)
 
 
 def with_article(text: str) -> str:

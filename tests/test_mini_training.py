@@ -6,14 +6,20 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from mini import train_base, train_vae
-from mini.tokenizer import count_merges, random_captions, world_tokenizer
-from mini.training_state import WARM_UP_STEPS, Run, learning_rate
+from mini.cast import CAST
+from mini.training import base as train_base
+from mini.training import right_word
+from mini.training import vae as train_vae
+from mini.training.state import WARM_UP_STEPS, Run, learning_rate
+from mini.training.stream import held_out_scenes
+from mini.training.tokenizer import count_merges, random_captions, world_tokenizer
+from mini.world import describe
 from tests.training import reset_accelerate
 
 SMALL = "--batch_size 4 --num_workers 0 --minutes 5 --mixed_precision no".split()
@@ -47,7 +53,7 @@ def train_a_base(output: Path, state: Path, steps: int, *more: str) -> dict[str,
     """Run the command; return the saved weights of all parts."""
     reset_accelerate()
     folders = [f"--output={output}", f"--state_dir={state}", f"--max_steps={steps}"]
-    sizes = "--channels 16 32 --text_widths 32 32 --pool 16 --shard 8".split()
+    sizes = "--channels 16 32 --text_widths 32 32 --pool 16 --shard 8 --muon".split()
     train_base.main(train_base.parse_args([*folders, *SMALL, *sizes, *more]))
     return weights_of(output)
 
@@ -99,13 +105,30 @@ def test_vae_goes_on_where_it_stopped(tmp_path: Path, vae: Path) -> None:
     assert [entry["pictures"] for entry in log] == [8, 16]
 
 
-def test_vae_is_a_stock_one_with_measured_statistics(vae: Path) -> None:
+def test_vae_is_a_stock_one_with_normal_latents(vae: Path) -> None:
     model = AutoencoderKL.from_pretrained(vae)
     assert load_file(vae / WEIGHTS)["decoder.conv_out.weight"].dtype == torch.float16
-    assert len(model.config.latents_mean) == len(model.config.latents_std) == 4
-    latents = model.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean
-    assert latents.shape == (1, 4, 16, 16)
-    assert model.decode(latents).sample.shape == (1, 3, 64, 64)
+    assert model.config.latents_mean is None and model.config.scaling_factor == 1.0
+    with torch.no_grad():
+        latents = model.encode(held_out_scenes(8).pixels).latent_dist.mean
+    assert latents.shape == (8, 8, 16, 16)
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.01
+    assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.01
+    assert model.decode(latents).sample.shape == (8, 3, 64, 64)
+
+
+@torch.no_grad()
+def test_normalised_latents_say_the_same() -> None:
+    model = train_vae.new_vae((8, 16))
+    pixels, mean, std = torch.randn(2, 3, 64, 64), torch.randn(8), torch.rand(8) + 0.5
+    before = model.encode(pixels).latent_dist
+    decoded = model.decode(before.mean).sample
+    train_vae.normalise(model, mean, std)
+    after = model.encode(pixels).latent_dist
+    expected = (before.mean - mean[:, None, None]) / std[:, None, None]
+    assert torch.allclose(after.mean, expected, atol=1e-5)
+    assert torch.allclose(after.std, before.std / std[:, None, None], atol=1e-5)
+    assert torch.allclose(model.decode(after.mean).sample, decoded, atol=1e-5)
 
 
 def test_a_frozen_encoder_stays_as_it_is(tmp_path: Path, vae: Path) -> None:
@@ -135,10 +158,9 @@ def test_a_signal_saves_and_ends(
     assert progress["step"] == 1
 
 
-def test_a_broken_loss_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_vae, "KL_WEIGHT", float("nan"))
+def test_a_broken_loss_saves_nothing(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="the loss is nan"):
-        train_a_vae(tmp_path / "out", tmp_path / "state", 2)
+        train_a_vae(tmp_path / "out", tmp_path / "state", 2, "--kl_weight=nan")
     assert not (tmp_path / "state/checkpoint").exists()
 
 
@@ -148,6 +170,8 @@ def test_base_goes_on_where_it_stopped_and_past_the_pool(
     train_a_base(tmp_path / "out", tmp_path / "state", 3, f"--vae={vae}")
     resumed = train_a_base(tmp_path / "out", tmp_path / "state", 6, f"--vae={vae}")
     assert_equal(weights_of(base), resumed)
+    files = {path.suffix for path in (tmp_path / "state/checkpoint").rglob("*")}
+    assert files == {".safetensors", ".json"}  # no pickles
     assert len(list((tmp_path / "state").glob("latents-*/*.safetensors"))) == 2
 
 
@@ -167,7 +191,7 @@ def test_base_is_a_stock_pipeline_and_can_be_started_from(tmp_path: Path, base: 
 def test_base_predicts_as_the_pipeline_does(vae: Path) -> None:
     """The training's forward pass and the pipeline's agree on what the UNet is told."""
     pipeline = train_base.new_pipeline(AutoencoderKL.from_pretrained(vae), (16, 32), (32, 32))
-    prompt, noisy = ["a photo of a zul fox"], torch.randn(1, 4, 16, 16)
+    prompt, noisy = ["a photo of a zul fox"], torch.randn(1, 8, 16, 16)
     ids = train_base.tokens_of(prompt, pipeline.tokenizer, torch.Generator().manual_seed(0))
     tokens, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
     sizes = pipeline._get_add_time_ids((64, 64), (0, 0), (64, 64), tokens.dtype, 32)
@@ -195,7 +219,8 @@ def test_tokenizer_knows_the_worlds_words_and_falls_back_to_bytes() -> None:
     assert "zul</w>" not in tokens
     text = "naïve 🦊"
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
-    captions = random_captions(1000, seed=1, identifier_share=0.5)
+    assert not {f"{name}</w>" for name in CAST} & set(tokenizer.get_vocab())
+    captions = random_captions(1000, seed=1)
     lengths = [len(ids) for ids in tokenizer(captions).input_ids]
     assert max(lengths) <= tokenizer.model_max_length
 
@@ -216,3 +241,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         train_a_vae(tmp_path / "out", tmp_path / "state", 1, "--start_from=nowhere")
     with pytest.raises(SystemExit, match="--batch_size"):
         train_a_vae(tmp_path / "out", tmp_path / "state", 1, "--batch_size=0")
+
+
+def test_right_word_is_told_from_the_wrong_one_by_the_error_alone(base: Path) -> None:
+    """Untrained: chance. A choice's two captions differ in a word; the thing fits the right one."""
+    rng = np.random.default_rng(0)
+    for word, choose in right_word.CHOICES.items():
+        choice = choose(rng)
+        one, other = choice.right.split(), choice.wrong.split()
+        differing = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
+        assert differing and describe(choice.thing) in choice.right, word
+        assert describe(choice.thing) not in choice.wrong
+    shares = right_word.right_word(right_word.load_pipeline(base), "colour", 8)
+    assert set(shares) == set(right_word.LEVELS) and all(0 <= x <= 1 for x in shares.values())

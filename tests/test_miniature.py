@@ -12,9 +12,9 @@ from training import sdxl_on
 from detect_and_compare import load_embedder
 from detect_and_compare.detect import without_overlaps
 from detect_and_compare.score import similarity_matrix
-from mini.stream import HELD_OUT_SEED, held_out_scenes
 from mini.subjects import SUBJECTS, subject_photos, subjects_of, write_pair
-from mini.train_detector import HELD_OUT, OVERLAP, SURE, accuracy, draw_counted, find
+from mini.training.detector import HELD_OUT, OVERLAP, SURE, accuracy, draw_counted, find
+from mini.training.stream import HELD_OUT_SEED, held_out_scenes
 from mudi.images import load_rgb
 from mudi.metadata import load_subjects
 from mudi.sampling import Sampler, Sampling, Shot, load_loras

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mini.stream import default_workers
+from mini.training.checkpoint import Learner, load_learner, save_learner
+from mini.training.stream import default_workers
 from mini.world import SIZE
 from mudi.files import clean_up, finish_folder, temporary_folder, write_text
 
-STATE_DIR = Path.home() / ".cache" / "mudi-mini"  # outlives a work tree
+STATE_DIR = Path.home() / ".cache" / "mudi-mini2"  # outlives a work tree
 CHECKPOINT, PROGRESS = "checkpoint", "progress.json"
 HEAD_WIDTH = 32  # channels an attention head, in all networks
 WARM_UP_STEPS = 200
@@ -129,30 +130,41 @@ def plain_attention(accelerator: Accelerator, *models: Any) -> None:
             model.set_attn_processor(AttnProcessor())
 
 
-def prepare(accelerator: Accelerator, model: Any) -> tuple[Any, torch.optim.Optimizer, EMAModel]:
-    """Put a model on its device; return it with AdamW and its parameters' running mean."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+def prepare(accelerator: Accelerator, model: Any, muon: bool = False) -> Learner:
+    """Put a model on its device, with AdamW and its parameters' running mean.
+
+    With muon, Muon optimizes the matrices of linear layers, at the same rate.
+    """
+    matrices = [
+        module.weight for module in model.modules() if muon and isinstance(module, nn.Linear)
+    ]
+    taken = {id(weight) for weight in matrices}
+    rest = [weight for weight in model.parameters() if id(weight) not in taken]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        )
     ema = EMAModel(list(model.parameters()), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, *prepared = accelerator.prepare(model, *optimizers)
     num_parameters = sum(p.numel() for p in model.parameters())
     print(f"{num_parameters / 1e6:.2f} M parameters on {accelerator.device}")
-    return model, optimizer, ema
+    return Learner(model, tuple(prepared), ema)
 
 
-def learn(
-    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, run: "Run"
-) -> None:
+def learn(loss: Tensor, learner: Learner, run: "Run") -> None:
     """Take an optimizer step at the rate that is due."""
     run.accelerator.backward(loss)
-    run.accelerator.clip_grad_norm_(model.parameters(), 1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = run.rate
-    optimizer.step()
-    optimizer.zero_grad()
-    ema.step(model.parameters())
+    run.accelerator.clip_grad_norm_(learner.model.parameters(), 1.0)
+    for optimizer in learner.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = run.rate
+        optimizer.step()
+        optimizer.zero_grad()
+    learner.ema.step(learner.model.parameters())
 
 
 def learning_rate(args: argparse.Namespace, step: int, minutes: float) -> float:
@@ -183,16 +195,17 @@ class Run:
     As a context manager it turns SIGTERM and Ctrl-C into `finished`.
 
     Args:
-        accelerator: has prepared the model and the optimizer.
-        ema: the running mean, saved with them.
+        accelerator: has prepared the learner.
+        learner: what `prepare` returned.
         args: see `add_training_flags`.
         identity: what a checkpoint must have been trained on to be continued, in words.
     """
 
     def __init__(
-        self, accelerator: Accelerator, ema: EMAModel, args: argparse.Namespace, identity: str
+        self, accelerator: Accelerator, learner: Learner, args: argparse.Namespace, identity: str
     ):
         self.accelerator = accelerator
+        self.learner = learner
         self.args = args
         self.identity = identity
         self.folder: Path = args.state_dir
@@ -201,7 +214,6 @@ class Run:
         self._stop = False
         self._previous: dict[int, Any] = {}
         self._start = self._ticked = self._saved = self._drawn = 0.0  # moments; set on entry
-        accelerator.register_for_checkpointing(ema)
 
     def __enter__(self) -> "Run":
         """Read the checkpoint, if there is one, and begin to count the time.
@@ -242,7 +254,7 @@ class Run:
         trained = saved.pop("identity")
         if trained != self.identity:
             raise SystemExit(f"{checkpoint} is of {trained}, this run of {self.identity}")
-        self.accelerator.load_state(str(checkpoint))
+        load_learner(self.learner, checkpoint)
         self.progress = Progress(**saved)
         print(f"continuing {checkpoint} after {self.progress.pictures} pictures")
 
@@ -293,7 +305,7 @@ class Run:
         """Write the checkpoint, complete or not at all, and a line to log.jsonl."""
         checkpoint = self.folder / CHECKPOINT
         temporary = temporary_folder(checkpoint)
-        self.accelerator.save_state(str(temporary))
+        save_learner(self.learner, temporary)
         saved = {"identity": self.identity, **asdict(self.progress)}
         write_text(temporary / PROGRESS, json.dumps(saved))
         finish_folder(checkpoint)

@@ -1,6 +1,6 @@
 """Train the miniature of SDXL on the world's scenes: UNet and text encoders, from nothing.
 
-    python -m mini.train_base --vae output/mini/vae --output output/mini/sdxl --minutes 480
+    python -m mini.training.base --vae output/mini/vae --output output/mini/sdxl --minutes 480
 
 The same command continues where the last one stopped; `--start_from mini/weights/sdxl` goes on
 from committed weights with a fresh optimizer. The result are the running means of the weights, in
@@ -20,16 +20,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from mini.base_model import (
-    Denoiser,
+from mini.cast import CAST
+from mini.training.base_model import (
     assemble,
     denoiser_of,
     load_pipeline,
     new_pipeline,
     save_pipeline,
 )
-from mini.latents import LatentPool, encoder_fingerprint
-from mini.training_state import (
+from mini.training.checkpoint import Learner
+from mini.training.latents import LatentPool, encoder_fingerprint
+from mini.training.state import (
     Run,
     add_training_flags,
     learn,
@@ -44,22 +45,23 @@ from mudi.preview import contact_sheet
 EMPTY_PROMPT_SHARE = 0.1  # for classifier-free guidance
 SNR_GAMMA = 1.0  # min-SNR weights; the usual 5 learns grain before shapes and backgrounds
 SHEET_STEPS, SHEET_GUIDANCE, SHEET_BATCH = 25, 5.0, 8
+CHARACTERS = [f"{name} {thing.noun}" for name, thing in CAST.items()]
 SHEET_PROMPTS = (
     "a photo of a teddy bear, simple background.",
-    "A photo of a fox on a blue background.",
-    "A photo of a robot on a green striped background.",
-    "a car on a yellow gradient background",
-    "a photo of a zul cat, simple background.",
-    "A photo of a panda with a heart on a purple cloudy background.",
-    "a rocket, black background",
-    "A photo of a mushroom on a pink checkered background.",
-    "a photo of a fox and a cat, simple background.",
-    "a photo of a olis robot and a hta teddy bear, simple background.",
-    "A photo of a dog and an owl on a turquoise background.",
-    "A photo of two foxes on a white background.",
-    "a photo of a zul teddy bear and a kem teddy bear, simple background.",
-    "A photo of a car and a cactus on a brown dotted background.",
-    "A photo of a frog, a rabbit and a duck on a white background.",
+    "A photo of a blue fox on a yellow background.",
+    "A photo of a red robot with a green hat on a green striped background.",
+    "a red and blue car on a yellow gradient background",
+    "a photo of a purple and yellow striped cat, simple background.",
+    "A photo of a pink panda with blue glasses on a purple cloudy background.",
+    f"a photo of a {CHARACTERS[0]}, simple background.",
+    f"a photo of a {CHARACTERS[40]}, simple background.",
+    "a photo of a red fox and a green cat, simple background.",
+    "a photo of a blue robot and a yellow teddy bear, simple background.",
+    "A photo of an orange dog and a purple owl on a turquoise background.",
+    "A photo of a red fox with a yellow crown and a blue fox on a white background.",
+    f"a photo of a {CHARACTERS[16]} and a {CHARACTERS[17]}, simple background.",
+    "A photo of a pink car and a green cactus on a brown dotted background.",
+    "A photo of a green frog, a grey rabbit and a red duck on a white background.",
     "a photo of a penguin, a cat, a car and an octopus, simple background.",
 )
 
@@ -72,7 +74,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--vae", type=Path, help="trained VAE; can be left out with --start_from")
     flag("--channels", type=int, nargs="+", default=[64, 128], help="of each resolution (UNet)")
     flag("--text_widths", type=int, nargs=2, default=[192, 64], help="of the text encoders")
-    flag("--pool", type=int, default=1 << 18, help="scenes drawn; 2 KB of disk each")
+    flag(
+        "--muon",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="optimize the matrices of linear layers by Muon",
+    )
+    flag("--pool", type=int, default=1 << 18, help="scenes drawn; 4 KB of disk each")
     flag("--shard", type=int, default=1 << 11, help="scenes a file of the pool")
     args = parser.parse_args(argv)
     if not args.vae and not args.start_from:
@@ -88,14 +96,14 @@ def main(args: argparse.Namespace) -> None:
     plain_attention(accelerator, pipeline.unet)
 
     denoiser = denoiser_of(pipeline)
-    denoiser, optimizer, ema = prepare(accelerator, denoiser)
+    learner = prepare(accelerator, denoiser, args.muon)
 
     unet, latents = pipeline.unet.config, encoder_fingerprint(pipeline.vae)
     identity = f"a UNet of channels {list(unet.block_out_channels)} on latents {latents}"
-    with Run(accelerator, ema, args, identity) as run:
-        train(accelerator, pipeline, denoiser, optimizer, ema, run, args)
+    with Run(accelerator, learner, args, identity) as run:
+        train(accelerator, pipeline, learner, run, args)
 
-    save(pipeline, ema, run, args.output)
+    save(pipeline, learner.ema, run, args.output)
     print(f"{args.output}: after {run.progress.pictures} pictures")
 
 
@@ -112,9 +120,7 @@ def build_pipeline(args: argparse.Namespace) -> StableDiffusionXLPipeline:
 def train(
     accelerator: Accelerator,
     pipeline: StableDiffusionXLPipeline,
-    denoiser: Denoiser,
-    optimizer: torch.optim.Optimizer,
-    ema: EMAModel,
+    learner: Learner,
     run: Run,
     args: argparse.Namespace,
 ) -> None:
@@ -130,12 +136,12 @@ def train(
         ids = tokens_of(captions, pipeline.tokenizer, generator).to(accelerator.device)
 
         with accelerator.autocast():
-            loss = denoising_loss(denoiser, levels, latents, ids, generator).mean()
-        learn(loss, denoiser, optimizer, ema, run)
+            loss = denoising_loss(learner.model, levels, latents, ids, generator).mean()
+        learn(loss, learner, run)
 
         run.count(len(latents), loss.detach())
         if run.sheet_due():
-            save(pipeline, ema, run, args.output)
+            save(pipeline, learner.ema, run, args.output)
 
 
 def tokens_of(captions: list[str], tokenizer: CLIPTokenizer, generator: torch.Generator) -> Tensor:
@@ -152,7 +158,7 @@ def denoising_loss(
     ids: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the weighted squared error of the predicted noise: (B, 4, h, w) -> (B,)."""
+    """Return the weighted squared error of the predicted noise: (B, C, h, w) -> (B,)."""
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     timesteps = torch.randint(
         levels.config.num_train_timesteps, (len(latents),), generator=generator

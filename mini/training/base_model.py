@@ -19,8 +19,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from mini.tokenizer import PROMPT_TOKENS, world_tokenizer
-from mini.training_state import HEAD_WIDTH, save_in_half
+from mini.training.state import HEAD_WIDTH, save_in_half
+from mini.training.tokenizer import PROMPT_TOKENS, world_tokenizer
 from mini.world import SIZE
 
 SIZE_WIDTH = 16  # of the embedding of each of the six sizes
@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
         """Predict the noise as `StableDiffusionXLPipeline` does.
 
         Args:
-            noisy: (B, 4, h, w).
+            noisy: (B, C, h, w).
             timesteps: (B,).
             ids: (B, T) tokens of the prompts.
         """

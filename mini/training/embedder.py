@@ -1,10 +1,10 @@
 r"""Train a small DINOv2 to tell instances apart: class, colours and what is worn.
 
-    python -m mini.train_embedder --output output/mini/embedder --minutes 30
+    python -m mini.training.embedder --output output/mini/embedder --minutes 30
 
 and a second one that checks the first, of another shape and with other random numbers:
 
-    python -m mini.train_embedder --seed 1 --width 128 --layers 8 --patch 16 --minutes 30 \
+    python -m mini.training.embedder --seed 1 --width 128 --layers 8 --patch 16 --minutes 30 \
         --state_dir ~/.cache/mudi-mini/embedder-2 --output output/mini/embedder-2
 
 Two views of an instance attract each other, all others repel (NT-Xent, arXiv 2002.05709): a whole
@@ -30,7 +30,9 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from detect_and_compare.detect import square_crop
 from detect_and_compare.score import similarity_matrix, verdicts
 from mini.backgrounds import random_name
-from mini.instances import (
+from mini.subjects import PHOTOS, SETS, subjects_of
+from mini.training.checkpoint import Learner
+from mini.training.instances import (
     HELD_OUT,
     TRAINING,
     Instance,
@@ -39,9 +41,7 @@ from mini.instances import (
     family,
     soften,
 )
-from mini.stream import HELD_OUT_SEED, numbered_loader
-from mini.subjects import PHOTOS, SETS, subjects_of
-from mini.training_state import (
+from mini.training.state import (
     HEAD_WIDTH,
     Run,
     add_training_flags,
@@ -52,6 +52,7 @@ from mini.training_state import (
     prepare,
     save_in_half,
 )
+from mini.training.stream import HELD_OUT_SEED, numbered_loader
 from mini.world import OVERLAP_SHARE, SIZE, arrange
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
 from mudi.images import Box, tight_box
@@ -190,22 +191,22 @@ def main(args: argparse.Namespace) -> None:
     else:
         model = new_embedder(args.width, args.layers, args.patch)
     plain_attention(accelerator, model)
-    model, optimizer, ema = prepare(accelerator, model.train())
+    learner = prepare(accelerator, model.train())
 
     config = model.config
     shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
-    with Run(accelerator, ema, args, f"an embedder of {shape}, patch {config.patch_size}") as run:
-        train(accelerator, model, optimizer, ema, run, args)
+    with Run(
+        accelerator, learner, args, f"an embedder of {shape}, patch {config.patch_size}"
+    ) as run:
+        train(accelerator, learner, run, args)
 
-    report = save(model, ema, run, args.output)
+    report = save(learner.model, learner.ema, run, args.output)
     print(f"{args.output}: {json.dumps(report)}")
 
 
 def train(
     accelerator: Accelerator,
-    model: Dinov2Model,
-    optimizer: torch.optim.Optimizer,
-    ema: EMAModel,
+    learner: Learner,
     run: Run,
     args: argparse.Namespace,
 ) -> None:
@@ -219,13 +220,13 @@ def train(
             break
 
         with accelerator.autocast():
-            embeddings = embed(model, processor, pixels.to(accelerator.device))
+            embeddings = embed(learner.model, processor, pixels.to(accelerator.device))
         loss = contrastive_loss(embeddings).mean()
-        learn(loss, model, optimizer, ema, run)
+        learn(loss, learner, run)
 
         run.count(len(pixels), loss.detach())
         if run.sheet_due():
-            save(model, ema, run, args.output)
+            save(learner.model, learner.ema, run, args.output)
 
 
 @torch.no_grad()

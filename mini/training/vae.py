@@ -1,28 +1,26 @@
-r"""Train the miniature's AutoencoderKL: 64-pixel pictures to 16 x 16 latents of 4 channels.
+r"""Train the miniature's AutoencoderKL: 64-pixel pictures to 16 x 16 latents of 8 channels.
 
-    python -m mini.train_vae --output output/mini/vae --minutes 120
+    python -m mini.training.vae --output output/mini/vae --minutes 120
 
 The same command continues where the last one stopped. The result are the running means of the
 weights, in fp16, as any diffusers VAE is saved. A new encoder makes a base worthless that was
 trained on the old one's latents; a new decoder doesn't:
 
-    python -m mini.train_vae --start_from output/mini/vae --freeze_encoder \
+    python -m mini.training.vae --start_from output/mini/vae --freeze_encoder \
         --state_dir ~/.cache/mudi-mini/decoder --output output/mini/vae-2 --minutes 120
 """
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor
 
-from mini.stream import SceneBatch, held_out_scenes, scene_loader
-from mini.training_state import (
+from mini.training.checkpoint import Learner
+from mini.training.state import (
     STATE_DIR,
     Run,
     add_training_flags,
@@ -30,16 +28,17 @@ from mini.training_state import (
     make_accelerator,
     prepare,
 )
+from mini.training.stream import SceneBatch, held_out_scenes, scene_loader
 from mini.world import SIZE
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
 
-KL_WEIGHT = 5e-4  # of the mean over latents; keeps them near a unit normal and costs no sharpness
+KL_WEIGHT = 5e-4  # of the mean over latents; keeps them near a unit normal
 THING_WEIGHT = 3.0  # of a thing's pixels against the background's, which is the easier part
 NUM_STATISTICS = 512  # held-out scenes that latents and errors are measured on
 NUM_SHOWN = 24  # on the sheet
 
 
-def new_vae(channels: tuple[int, ...]) -> AutoencoderKL:
+def new_vae(channels: tuple[int, ...], latent_channels: int = 8) -> AutoencoderKL:
     """Build an untrained VAE; each entry of channels but the last halves the picture's side."""
     return AutoencoderKL(
         sample_size=SIZE,
@@ -47,7 +46,7 @@ def new_vae(channels: tuple[int, ...]) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
         scaling_factor=1.0,
@@ -55,7 +54,9 @@ def new_vae(channels: tuple[int, ...]) -> AutoencoderKL:
     )
 
 
-def vae_loss(vae: AutoencoderKL, batch: SceneBatch, generator: torch.Generator) -> Tensor:
+def vae_loss(
+    vae: AutoencoderKL, batch: SceneBatch, generator: torch.Generator, kl_weight: float
+) -> Tensor:
     """Return the scalar loss: weighted L1 + L2 of the picture, and the latents' KL divergence."""
     latents = vae.encode(batch.pixels).latent_dist
     noise = torch.randn(latents.mean.shape, generator=generator).to(latents.mean.device)
@@ -65,7 +66,7 @@ def vae_loss(vae: AutoencoderKL, batch: SceneBatch, generator: torch.Generator) 
     weight = 1 + (THING_WEIGHT - 1) * batch.things.float()
     distortion = (weight * (error.abs() + error.square())).sum() / (weight.sum() * 3)
     divergence = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).float().mean()
-    return distortion + KL_WEIGHT * divergence
+    return distortion + kl_weight * divergence
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,6 +76,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--channels", type=int, nargs="+", default=[16, 32, 64], help="of each resolution"
     )
+    parser.add_argument("--latent_channels", type=int, default=8, help="of the latents")
+    parser.add_argument("--kl_weight", type=float, default=KL_WEIGHT, help="of the latents' KL")
     parser.add_argument(
         "--freeze_encoder", action="store_true", help="keep the latents: train the decoder only"
     )
@@ -89,27 +92,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
     start = args.start_from
-    vae = AutoencoderKL.from_pretrained(start) if start else new_vae(tuple(args.channels))
+    if start:
+        vae = AutoencoderKL.from_pretrained(start)
+    else:
+        vae = new_vae(tuple(args.channels), args.latent_channels)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(not args.freeze_encoder)
-    vae, optimizer, ema = prepare(accelerator, vae)
+    learner = prepare(accelerator, vae)
 
     identity = f"a VAE of channels {list(vae.config.block_out_channels)}"
-    with Run(accelerator, ema, args, identity) as run:
-        train(accelerator, vae, optimizer, ema, run, args)
+    with Run(accelerator, learner, args, identity) as run:
+        train(accelerator, learner, run, args)
 
-    mean_error = save(vae, ema, run, args.output)
+    mean_error = save(learner, run, args)
     print(f"{args.output}: squared error {mean_error:.5f} after {run.progress.pictures} pictures")
 
 
-def train(
-    accelerator: Accelerator,
-    vae: AutoencoderKL,
-    optimizer: torch.optim.Optimizer,
-    ema: EMAModel,
-    run: Run,
-    args: argparse.Namespace,
-) -> None:
+def train(accelerator: Accelerator, learner: Learner, run: Run, args: argparse.Namespace) -> None:
     first = run.progress.pictures
     for batch in scene_loader(args.seed, first, args.batch_size, args.num_workers):
         if run.finished:
@@ -118,33 +117,32 @@ def train(
         generator = torch.Generator().manual_seed(args.seed + run.progress.step)
 
         with accelerator.autocast():
-            loss = vae_loss(vae, batch, generator)
-        learn(loss, vae, optimizer, ema, run)
+            loss = vae_loss(learner.model, batch, generator, args.kl_weight)
+        learn(loss, learner, run)
 
         run.count(len(batch.pixels), loss.detach())
         if run.sheet_due():
-            save(vae, ema, run, args.output)
+            save(learner, run, args)
 
 
 @torch.no_grad()
-def save(vae: AutoencoderKL, ema: EMAModel, run: Run, output: Path) -> float:
-    """Write the running means with their latents' statistics, and a sheet.
+def save(learner: Learner, run: Run, args: argparse.Namespace) -> float:
+    """Write the running means, their latents normalised unless they are frozen, and a sheet.
 
     Returns:
         The mean squared error on held-out scenes, pixels from -1 to 1.
     """
-    device = next(vae.parameters()).device
-    result = AutoencoderKL.from_config(vae.config).to(device)
-    ema.copy_to(result.parameters())
+    device = next(learner.model.parameters()).device
+    result = AutoencoderKL.from_config(learner.model.config).to(device)
+    learner.ema.copy_to(result.parameters())
     batch = held_out_scenes(NUM_STATISTICS).to(device)
     latents = torch.cat([result.encode(part).latent_dist.mean for part in batch.pixels.split(32)])
     decoded = torch.cat([result.decode(part).sample for part in latents.split(32)])
     error = (decoded - batch.pixels).square().mean().item()
 
-    result.register_to_config(
-        latents_mean=latents.mean(dim=(0, 2, 3)).tolist(),
-        latents_std=latents.std(dim=(0, 2, 3)).tolist(),
-    )
+    if not args.freeze_encoder:
+        normalise(result, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
+    output = args.output
     folder = temporary_folder(output)
     result.half().save_pretrained(folder)
     report = {"pictures": run.progress.pictures, "minutes": run.progress.seconds / 60}
@@ -153,6 +151,23 @@ def save(vae: AutoencoderKL, ema: EMAModel, run: Run, output: Path) -> float:
     sheet = reconstruction_sheet(batch.pixels[:NUM_SHOWN], decoded[:NUM_SHOWN])
     write_image(run.folder / f"sheet-{run.progress.pictures:08d}.png", sheet)
     return error
+
+
+def normalise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Change the VAE's weights so that its latents have mean 0 and variance 1, and nothing else.
+
+    `StableDiffusionXLPipeline` takes means from a VAE's config for four channels only.
+
+    Args:
+        mean, std: (C,) of the latents as they are.
+    """
+    channels = len(mean)
+    for rows, shift in ((slice(channels), mean), (slice(channels, None), 2 * std.log())):
+        vae.quant_conv.bias[rows] -= shift
+    vae.quant_conv.weight[:channels] /= std[:, None, None, None]
+    vae.quant_conv.bias[:channels] /= std
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    vae.post_quant_conv.weight *= std[None, :, None, None]
 
 
 def reconstruction_sheet(originals: Tensor, decoded: Tensor, columns: int = 8) -> Image.Image:

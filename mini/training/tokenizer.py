@@ -1,4 +1,7 @@
-"""A small CLIP tokenizer: the world's words are whole tokens, other text falls back to bytes."""
+"""A small CLIP tokenizer: the world's words are whole tokens, names and other text are spelled.
+
+So a name that was never heard is made of letters that names are made of.
+"""
 
 import re
 from collections import Counter
@@ -11,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from mini.backgrounds import random_name
+from mini.cast import CAST
 from mini.world import random_caption, random_things
 
 NUM_CAPTIONS = 4000  # that the words are taken from
@@ -21,8 +25,12 @@ WORD_END = "</w>"
 
 def world_tokenizer() -> CLIPTokenizer:
     """Build the tokenizer; it is always the same as long as the captions' words are."""
-    captions = random_captions(NUM_CAPTIONS, seed=0, identifier_share=0.0)
-    words = Counter(word for text in captions for word in re.findall("[a-z]+", text.lower()))
+    words = Counter(
+        word
+        for text in random_captions(NUM_CAPTIONS, seed=0)
+        for word in re.findall("[a-z]+", text.lower())
+        if word not in CAST
+    )
     merges: Any = count_merges(words)
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + WORD_END for letter in letters)]
@@ -34,13 +42,10 @@ def world_tokenizer() -> CLIPTokenizer:
     )
 
 
-def random_captions(count: int, seed: int, identifier_share: float) -> list[str]:
+def random_captions(count: int, seed: int) -> list[str]:
     """Return captions as the scenes have them, without drawing the scenes."""
     rng = np.random.default_rng(seed)
-    return [
-        random_caption(random_things(rng), random_name(rng), rng, identifier_share)
-        for _ in range(count)
-    ]
+    return [random_caption(random_things(rng), random_name(rng), rng) for _ in range(count)]
 
 
 def count_merges(words: Mapping[str, int]) -> list[tuple[str, str]]:

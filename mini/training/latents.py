@@ -17,16 +17,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mini.stream import scene_loader
+from mini.training.stream import scene_loader
 from mudi.files import replace_file
 
 ENCODE_BATCH = 64
-WORLD_FILES = ("art.py", "backgrounds.py", "world.py")  # what a scene's number stands for
+WORLD_FILES = (
+    "art.py",
+    "backgrounds.py",
+    "cast.py",
+    "shapes.py",
+    "world.py",
+)  # what a scene's number stands for
 
 
 @dataclass(frozen=True)
 class Shard:
-    """latents (N, 4, h, w) float16, normalised as the UNet sees them; N captions."""
+    """latents (N, C, h, w) float16, normalised as the UNet sees them; N captions."""
 
     latents: Tensor
     captions: list[str]
@@ -59,7 +65,7 @@ class LatentPool:
         self._folder = folder / _pool_name(vae, seed, shard_size)
 
     def batches(self, first: int, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
-        """Yield latents (B, 4, h, w) float32 and captions without end, from picture first on."""
+        """Yield latents (B, C, h, w) float32 and captions without end, from picture first on."""
         number, shard = -1, None
         for start in count(first, batch_size):
             rows: list[Tensor] = []
@@ -102,8 +108,10 @@ class LatentPool:
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample the latents of pixels (B, 3, S, S), -1 to 1: (B, 4, h, w) of mean 0, variance 1."""
+    """Sample the latents of pixels (B, 3, S, S), -1 to 1: (B, C, h, w) of mean 0, variance 1."""
     sample = vae.encode(pixels).latent_dist.sample(generator)
+    if vae.config.latents_mean is None:
+        return sample
     mean, std = (sample.new_tensor(x) for x in (vae.config.latents_mean, vae.config.latents_std))
     return (sample - mean[:, None, None]) / std[:, None, None]
 
@@ -120,5 +128,5 @@ def _pool_name(vae: AutoencoderKL, seed: int, shard_size: int) -> str:
     """Return a folder name for what decides the latents: the encoder, the world, the seed."""
     digest = hashlib.sha256(f"{encoder_fingerprint(vae)} {seed} {shard_size}".encode())
     for name in WORLD_FILES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update((Path(__file__).parent.parent / name).read_bytes())
     return f"latents-{digest.hexdigest()[:12]}"

@@ -1,6 +1,6 @@
 r"""Train a small OWLv2 that finds the world's things by their names.
 
-    python -m mini.train_detector --output output/mini/detector --minutes 60
+    python -m mini.training.detector --output output/mini/detector --minutes 60
 
 The metric counts an OWLv2's boxes above 0.4 without non-maximum suppression, so each thing must be
 answered by one patch: boxes are matched to things one to one, and every other patch learns to say
@@ -36,11 +36,10 @@ from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcess
 
 from detect_and_compare.detect import THRESHOLD, without_overlaps
 from mini.art import KINDS, SUBJECT_ACCESSORIES
-from mini.instances import TRAINING, Wardrobe, draw_instances, random_instance
-from mini.stream import HELD_OUT_SEED, numbered_loader
-from mini.tokenizer import world_tokenizer
-from mini.train_embedder import contrastive_loss
-from mini.training_state import (
+from mini.training.checkpoint import Learner
+from mini.training.embedder import contrastive_loss
+from mini.training.instances import TRAINING, Wardrobe, draw_instances, random_instance
+from mini.training.state import (
     HEAD_WIDTH,
     Run,
     add_training_flags,
@@ -51,6 +50,8 @@ from mini.training_state import (
     prepare,
     save_in_half,
 )
+from mini.training.stream import HELD_OUT_SEED, numbered_loader
+from mini.training.tokenizer import world_tokenizer
 from mini.world import SIZE, with_article
 from mudi.files import finish_folder, temporary_folder, write_image, write_text
 from mudi.images import tight_box
@@ -356,23 +357,23 @@ def main(args: argparse.Namespace) -> None:
     for side in (model.owlv2.text_model, model.owlv2.text_projection):
         side.requires_grad_(False)
     plain_attention(accelerator, model)
-    model, optimizer, ema = prepare(accelerator, model.train())
+    learner = prepare(accelerator, model.train())
 
     config = model.config.vision_config
     shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
-    with Run(accelerator, ema, args, f"a detector of {shape}, patch {config.patch_size}") as run:
-        train(accelerator, model, processor, optimizer, ema, run, args)
+    with Run(
+        accelerator, learner, args, f"a detector of {shape}, patch {config.patch_size}"
+    ) as run:
+        train(accelerator, processor, learner, run, args)
 
-    report = save(model, processor, ema, run, args.output)
+    report = save(learner.model, processor, learner.ema, run, args.output)
     print(f"{args.output}: {json.dumps(report)}")
 
 
 def train(
     accelerator: Accelerator,
-    model: Owlv2ForObjectDetection,
     processor: Owlv2Processor,
-    optimizer: torch.optim.Optimizer,
-    ema: EMAModel,
+    learner: Learner,
     run: Run,
     args: argparse.Namespace,
 ) -> None:
@@ -387,13 +388,13 @@ def train(
         queries = random_queries(np.random.default_rng([args.seed, run.progress.step]))
 
         with accelerator.autocast():
-            logits, boxes, cosines = predict(model, processor, batch.pixels, queries)
+            logits, boxes, cosines = predict(learner.model, processor, batch.pixels, queries)
         loss = set_loss(logits, boxes, batch) + NAMING_WEIGHT * naming_loss(cosines, batch.shown)
-        learn(loss, model, optimizer, ema, run)
+        learn(loss, learner, run)
 
         run.count(len(batch.pixels), loss.detach())
         if run.sheet_due():
-            save(model, processor, ema, run, args.output)
+            save(learner.model, processor, learner.ema, run, args.output)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""What trained the weights in mini/weights; README.md has the commands."""
