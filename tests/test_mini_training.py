@@ -120,6 +120,7 @@ def test_vae_is_a_stock_one_with_normal_latents(vae: Path) -> None:
 @torch.no_grad()
 def test_normalised_latents_say_the_same() -> None:
     model = train_vae.new_vae((8, 16))
+    model.register_to_config(latents_mean=[1.0] * 8, latents_std=[2.0] * 8)
     pixels, mean, std = torch.randn(2, 3, 64, 64), torch.randn(8), torch.rand(8) + 0.5
     before = model.encode(pixels).latent_dist
     decoded = model.decode(before.mean).sample
@@ -129,6 +130,7 @@ def test_normalised_latents_say_the_same() -> None:
     assert torch.allclose(after.mean, expected, atol=1e-5)
     assert torch.allclose(after.std, before.std / std[:, None, None], atol=1e-5)
     assert torch.allclose(model.decode(after.mean).sample, decoded, atol=1e-5)
+    assert model.config.latents_mean is None and model.config.latents_std is None
 
 
 def test_a_frozen_encoder_stays_as_it_is(tmp_path: Path, vae: Path) -> None:

@@ -168,6 +168,7 @@ def normalise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     vae.quant_conv.bias[:channels] /= std
     vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
     vae.post_quant_conv.weight *= std[None, :, None, None]
+    vae.register_to_config(latents_mean=None, latents_std=None)  # of an earlier VAE
 
 
 def reconstruction_sheet(originals: Tensor, decoded: Tensor, columns: int = 8) -> Image.Image:
