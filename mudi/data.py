@@ -271,7 +271,7 @@ class SegMixDataset(Dataset):
         image = load_rgb(path)
         scale = self.options.resolution / min(image.size)
         size = (round(image.width * scale), round(image.height * scale))
-        return image.resize(size, Image.Resampling.LANCZOS), (image.height, image.width)
+        return image.resize(size, Image.Resampling.BILINEAR), (image.height, image.width)
 
     @cachedmethod(lambda self: self._cutouts)
     def _cutout(self, image: Path, mask: Path) -> Cutout:
@@ -372,4 +372,4 @@ def _samples_bytes(samples: list[Sample]) -> int:
 
 
 def _cutout_bytes(cutout: Cutout) -> int:
-    return 5 * cutout.width * cutout.height
+    return cutout.pixels.nbytes

@@ -12,9 +12,16 @@ def soft_mask(mask: Tensor, soft_alpha: float) -> Tensor:
 
 
 def latent_weight(mask: Tensor, size: Sequence[int], soft_alpha: float) -> Tensor:
-    """Bring masks (B, 1, H, W) bool to latent size (h, w) bilinearly and soften them: float32."""
-    reduced = F.interpolate(mask.float(), size=tuple(size), mode="bilinear", align_corners=False)
-    return soft_mask(reduced, soft_alpha)
+    """Bring masks (B, 1, H, W) bool to latent size (h, w) bilinearly and soften them: float32.
+
+    That reads four pixels for each latent. A mask that none of them hits is averaged by area, or
+    its sample would weigh nothing.
+    """
+    pixels = mask.float()
+    reduced = F.interpolate(pixels, size=tuple(size), mode="bilinear", align_corners=False)
+    by_area = F.interpolate(pixels, size=tuple(size), mode="area")
+    missed = reduced.amax(dim=(1, 2, 3), keepdim=True) == 0
+    return soft_mask(by_area.where(missed, reduced), soft_alpha)
 
 
 def masked_mse(pred: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -71,6 +71,17 @@ def test_latent_weight_of_4x4_is_the_softened_mean_of_each_quarter():
     torch.testing.assert_close(weight, torch.tensor([[0.875, 0.5], [0.5, 0.625]])[None, None])
 
 
+def test_a_mask_that_bilinear_sampling_misses_still_weighs():
+    """Of 8 columns it reads the middle two: of wires in column 0, 1/8 of the area is left."""
+    masks = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+    masks[0, ..., 0] = True
+    masks[1, ..., [0, 3]] = True  # column 3 is read: as published
+    weight = latent_weight(masks, (2, 2), 0.0)
+    assert weight[0, 0].tolist() == [[0.125, 0.0]] * 2
+    assert weight[1, 0].tolist() == [[0.5, 0.0]] * 2
+    assert weight[2, 0].tolist() == [[0.0, 0.0]] * 2
+
+
 def test_latent_weight_of_an_unmixed_photo_is_1_everywhere():
     for soft_alpha in (0.0, 0.3, 1.0):
         weight = latent_weight(torch.ones(2, 1, 64, 64).bool(), (8, 8), soft_alpha)

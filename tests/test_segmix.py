@@ -11,6 +11,7 @@ from PIL import Image
 
 from mudi.segmix import (
     FLUX_STYLE,
+    RESERVE,
     SDXL_STYLE,
     Collage,
     Cutout,
@@ -21,6 +22,7 @@ from mudi.segmix import (
     flip,
     largest_scale,
     reduce_to_canvas,
+    resize,
 )
 
 STYLES = {"SDXL": SDXL_STYLE, "FLUX": FLUX_STYLE}
@@ -379,19 +381,74 @@ def test_flipped_cutouts_compose_as_well(scene):
 @given(subjects(0), st.integers(32, 300), st.sampled_from(list(STYLES)))
 def test_reducing_never_enlarges_and_leaves_what_the_canvas_can_use(cutout, size, style):
     reduced = reduce_to_canvas(cutout, size, STYLES[style])
-    if s_max(style, size, 2, cutout.width, cutout.height) >= 1:
+    if RESERVE * s_max(style, size, 2, cutout.width, cutout.height) >= 1:
         assert reduced is cutout
         return
     assert reduced.width <= cutout.width and reduced.height <= cutout.height
     # The limiting side is off by half a pixel at most
-    room = s_max(style, size, 2, 1, 1)  # of the narrower direction, in pixels
-    left = s_max(style, size, 2, reduced.width, reduced.height)
+    room = RESERVE * s_max(style, size, 2, 1, 1)  # of the narrower direction, in pixels
+    left = RESERVE * s_max(style, size, 2, reduced.width, reduced.height)
     assert room / (room + 0.5) <= left <= room / (room - 0.5)
 
 
-def test_a_12_megapixel_subject_is_reduced_to_480_pixels_wide():
+def test_a_12_megapixel_subject_is_kept_at_1200_pixels_wide():
     reduced = reduce_to_canvas(plain_cutout(3840, 2880), 1024, SDXL_STYLE)
-    assert (reduced.width, reduced.height) == (480, 360)
+    assert (reduced.width, reduced.height) == (1200, 900)  # 2.5 * 480
+
+
+def laplacian(image: Image.Image) -> float:
+    """Return the mean absolute Laplacian of a picture's brightness, a measure of sharpness."""
+    grey = np.asarray(image.convert("L")).astype(float)
+    neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float(np.abs(4 * grey[1:-1, 1:-1] - neighbours).mean())
+
+
+@st.composite
+def textures(draw: st.DrawFn) -> Image.Image:
+    """Noise whose grains are 1 to 12 pixels wide, 300 to 1200 pixels a side."""
+    grain = draw(st.integers(1, 12))
+    sides = (draw(st.integers(300, 1200)), draw(st.integers(300, 1200)))
+    grains = noise(-(-sides[0] // grain), -(-sides[1] // grain), draw(st.integers(0, 99)))
+    return grains.resize([length * grain for length in grains.size], Image.Resampling.NEAREST)
+
+
+@settings(max_examples=30)
+@given(textures(), st.sampled_from([128, 256, 512]), st.floats(0.75, 1.0))
+def test_a_cutout_is_as_sharp_as_one_bicubic_step_from_its_photo(texture, size, fraction):
+    """Blur must not tell a collage: a reduced copy that is scaled again lost up to a fifth."""
+    whole = cut_out(texture, np.ones((texture.height, texture.width), dtype=bool))
+    kept = reduce_to_canvas(whole, size, SDXL_STYLE)
+    collage = compose([kept, kept], size, SDXL_STYLE, random.Random(0), scales=[fraction, 0.01])
+    painted = resize(kept, collage.boxes[0].width / kept.width).image
+    direct = texture.resize(painted.size, Image.Resampling.BICUBIC)
+    assert laplacian(painted) == pytest.approx(laplacian(direct), rel=0.03)
+
+
+def test_a_collage_paints_the_bicubic_step_itself():
+    """At 64 pixels a subject 120 wide is quartered, (32 - 2)/120: too little to be reduced."""
+    photo = noise(120, 80)
+    cutout = cut_out(photo, np.ones((80, 120), dtype=bool))
+    collage = compose([cutout] * 2, 64, SDXL_STYLE, random.Random(0), scales=[1.0, 1e-9])
+    painted = np.asarray(collage.image.crop(collage.boxes[0])).astype(int)
+    direct = np.asarray(photo.resize((30, 20), Image.Resampling.BICUBIC))
+    differs = np.abs(painted - direct).max(axis=2) > 2
+    assert differs.sum() <= 1  # the other's only pixel may be in front
+
+
+@pytest.mark.parametrize("size, thickness", [(512, 4), (1024, 2), (64, 4), (256, 1)])
+def test_a_subject_of_wires_is_seen_in_every_collage(size, thickness):
+    """Of 4-pixel wires in 12 megapixels the cut at half left nothing at 512 px."""
+    frame = np.zeros((3000, 4000), dtype=bool)
+    frame[:thickness] = frame[-thickness:] = True
+    frame[:, :thickness] = frame[:, -thickness:] = True
+    photo = Image.new("RGB", (4000, 3000), COLOURS[0])
+    kept = reduce_to_canvas(cut_out(photo, frame), size, SDXL_STYLE)
+    other = plain_cutout(40, 30, COLOURS[1])
+    for seed in range(5):
+        collage = compose([kept, other], size, SDXL_STYLE, random.Random(seed), scales=[0.8, 0.1])
+        wires = (np.asarray(collage.image) == COLOURS[0]).all(axis=2)
+        assert wires.sum() >= 0.3 * thickness * size / 4000 * 0.8 * size / 2
+        assert_mask_is_what_was_painted(collage)
 
 
 def test_errors_say_what_is_wrong():
