@@ -4,25 +4,52 @@ PIL sizes are (width, height); arrays are (H, W, 3) uint8; masks (H, W) bool; a 
 (left, top, right, bottom) in pixels with `right` and `bottom` exclusive, as `Image.crop` expects.
 """
 
+import logging
 import struct
+from functools import cache, lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 FOREGROUND_LEVEL = 128  # JPEG masks ring around 0 and 255; a pixel is foreground above this
 
-# Everything that Pillow's readers raise on files that are not, or no longer, the image they claim.
+# Everything that Pillow's readers raise on files that are not, or no longer, the image they claim,
+# and on what such a file says of itself.
 _READ_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
     EOFError,
     struct.error,
     Image.DecompressionBombError,
 )
 _HEIC_SUFFIXES = {".heic", ".heif", ".avif"}
+_TURNS = {  # by the EXIF standard's table for its orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I"}  # EXIF's types of them, as struct has them
+# By an ICC profile's colour space: the mode that it describes, and the modes of pictures in it.
+_PROFILED = {
+    "RGB": ("RGB", ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr", "L", "LA", "La", "1")),
+    "GRAY": ("L", ("L", "LA", "La", "1")),
+    "CMYK": ("CMYK", ("CMYK",)),
+}
+_KEPT_TRANSFORMS = 8
+
+logger = logging.getLogger("mudi")
 
 
 class ImageError(ValueError):
@@ -60,20 +87,23 @@ def tight_box(mask: np.ndarray) -> Box:
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Read a photo of any mode as RGB, turned upright by its own EXIF tag.
+    """Read a photo of any mode as RGB in sRGB, turned upright by its own EXIF tag.
 
-    Transparency is laid on white, 16-bit and float greys are scaled to 8 bits.
+    Colours are converted by the profile that the file embeds. Transparency is laid on white,
+    16-bit and float greys are scaled to 8 bits.
 
     Raises:
         ImageError: the file is empty, truncated or no image.
     """
-    return _over(_read(path), background="white").convert("RGB")
+    image = _read(path)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
 
 
 def load_mask(path: Path) -> np.ndarray:
-    """Read a mask as (H, W) bool, True where it is brighter than FOREGROUND_LEVEL.
-
-    The mask's own EXIF tag turns it; transparency counts as background.
+    """Read a mask as (H, W) bool, True where `load_gray` is above FOREGROUND_LEVEL.
 
     Raises:
         ImageError: the file is empty, truncated or no image.
@@ -82,18 +112,28 @@ def load_mask(path: Path) -> np.ndarray:
 
 
 def load_gray(path: Path) -> np.ndarray:
-    """Read an image as brightness (H, W) uint8; see `load_mask` for what is done to it."""
-    return np.asarray(_over(_read(path), background="black").convert("L"))
+    """Read a mask's levels, (H, W) uint8, turned upright by its own EXIF tag.
+
+    They are its brightness or, of a cut-out (anything with transparent pixels), its opacity.
+    """
+    image = _read(path)
+    if image.has_transparency_data:
+        opacity = image.convert("RGBA").getchannel("A")
+        if opacity.getextrema() != (255, 255):
+            return np.asarray(opacity)
+    return np.asarray(image.convert("L"))
 
 
 def _read(path: Path) -> Image.Image:
-    """Decode the whole file now (a truncated one fails here) and apply its EXIF rotation."""
+    """Decode the whole file now (a truncated one fails here), upright, in 8 bits and sRGB."""
     try:
         if path.stat().st_size == 0:
             raise ImageError("the file has zero bytes; copy it again")
         with Image.open(path) as image:
+            _drop_tables(image)
             image.load()
-            return _to_8_bit(ImageOps.exif_transpose(image))
+            upright = _upright(image)
+            return _to_srgb(_to_8_bit(upright), image.info.get("icc_profile"), path)
     except ImageError:
         raise
     except _READ_ERRORS as error:
@@ -101,6 +141,45 @@ def _read(path: Path) -> Image.Image:
             raise ImageError(f"{path.suffix} is not read here; save it as JPEG or PNG") from error
         reason = "no image format that Pillow knows" if "identify" in str(error) else str(error)
         raise ImageError(f"cannot be read ({reason}); save it again as JPEG or PNG") from error
+
+
+def _drop_tables(image: Image.Image) -> None:
+    """Forget a TIFF's nested EXIF tables: Pillow reads them before it gives the pixels out."""
+    if image.format == "TIFF":
+        exif = image.getexif()
+        for table in set(ExifTags.IFD) & set(exif):
+            del exif[table]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a loaded picture by its orientation, if it has one that can be read."""
+    orientation = _orientation(image.info.get("exif", b""))
+    if orientation is None:
+        try:  # PNG's and XMP's ways to say it; TIFFs are upright already
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+        except _READ_ERRORS:
+            return image
+    turn = _TURNS.get(orientation or 1)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(exif: bytes) -> int | None:
+    """Return tag 0x0112 of an EXIF block, or None.
+
+    Pillow's reader stops at the first broken entry, its `exif_transpose` writes all of them anew.
+    """
+    block = exif.removeprefix(b"Exif\0\0")
+    order = ">" if block.startswith(b"MM") else "<"
+    try:
+        [start] = struct.unpack_from(f"{order}I", block, 4)
+        [count] = struct.unpack_from(f"{order}H", block, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _ = struct.unpack_from(f"{order}HHI", block, entry)
+            if tag == ExifTags.Base.Orientation and kind in _WHOLE_NUMBERS:
+                return struct.unpack_from(order + _WHOLE_NUMBERS[kind], block, entry + 8)[0]
+    except struct.error:  # cut short
+        pass
+    return None
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -117,9 +196,62 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values.clip(0, full_scale) * (255.0 / full_scale)).astype("u1"))
 
 
-def _over(image: Image.Image, background: str) -> Image.Image:
-    """Lay an image that has any transparency on a plain background."""
-    if not image.has_transparency_data:
+def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Image:
+    """Convert an 8-bit picture's colours from an ICC profile's to sRGB: RGB or RGBA.
+
+    It comes back as it is where there is no profile, or a broken one; that is told.
+    """
+    if not profile:
         return image
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba)
+    try:
+        mode, modes, transform = _transform(profile)
+        if image.mode not in modes:
+            raise ValueError(f"it describes {mode}, the picture is {image.mode}")
+        if transform is None:
+            return image
+        if image.mode == mode and not image.has_transparency_data:
+            return transform.apply(image)
+        if not image.has_transparency_data:
+            return transform.apply(image.convert(mode))
+        rgba = image.convert("RGBA")
+        converted = transform.apply(rgba.convert(mode))
+    except _READ_ERRORS as error:
+        _tell_once(f"{path}: its colour profile is left out ({error}); colours may be off")
+        return image
+    converted.putalpha(rgba.getchannel("A"))
+    return converted
+
+
+@lru_cache(_KEPT_TRANSFORMS)
+def _transform(
+    profile: bytes,
+) -> tuple[str, tuple[str, ...], ImageCms.ImageCmsTransform | None]:
+    """Return the mode that a profile describes, the modes that it fits, and the way to sRGB.
+
+    The way is None if it changes no level by more than one: the profile is sRGB itself.
+    """
+    given = ImageCms.ImageCmsProfile(BytesIO(profile))
+    space = given.profile.xcolor_space.strip()
+    if space not in _PROFILED:
+        raise ValueError(f"it describes {space}")
+    mode, modes = _PROFILED[space]
+    transform = ImageCms.ImageCmsTransform(
+        given,
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+        mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if mode == "CMYK":
+        return mode, modes, transform
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(*[steps] * 3), axis=-1).reshape(1, -1, 3)
+    probe = Image.fromarray(grid).convert(mode)
+    change = np.asarray(transform.apply(probe)).astype(int) - np.asarray(probe.convert("RGB"))
+    return mode, modes, transform if np.abs(change).max() > 1 else None
+
+
+@cache
+def _tell_once(message: str) -> None:
+    logger.warning(message)

@@ -1,9 +1,12 @@
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import noise
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, TiffImagePlugin
 
 from mudi.images import Box, ImageError, load_gray, load_mask, load_rgb, tight_box
 
@@ -92,6 +95,119 @@ def test_exif_of_a_jpeg_is_read(tmp_path):
     assert load_rgb(tmp_path / "photo.jpg").size == (24, 16)
 
 
+# EXIF entries by hand: tag, type (2 text, 3 short, 4 long, 5 rational, 10 signed), count, value.
+TEXT_RESOLUTION = (0x011A, 2, 4, b"72 \0")
+MINUS_ONE_OVER_ZERO = (0x011B, 10, 1, struct.pack(">ii", -1, 0))
+BAD_INTEROP = (0xA005, 2, 4, b"R98\0")
+BAD_EXIF_TABLE = (0x8769, 4, 1, struct.pack(">I", 1 << 31))
+BROKEN_ENTRIES = [TEXT_RESOLUTION, MINUS_ONE_OVER_ZERO, BAD_INTEROP, BAD_EXIF_TABLE]
+
+
+def exif(entries: list[tuple[int, int, int, bytes]]) -> bytes:
+    """Return an EXIF block with these entries, in the order of their tags."""
+    table, more = struct.pack(">H", len(entries)), b""
+    beyond = 8 + 2 + 12 * len(entries) + 4
+    for tag, kind, count, value in sorted(entries):
+        if len(value) > 4:
+            more, value = more + value, struct.pack(">I", beyond + len(more))
+        table += struct.pack(">HHI", tag, kind, count) + value.ljust(4, b"\0")
+    return b"Exif\0\0MM\0*" + struct.pack(">I", 8) + table + bytes(4) + more
+
+
+def turned(orientation: int) -> tuple[int, bytes]:
+    return 0x0112, 3, 1, struct.pack(">H", orientation)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("broken", BROKEN_ENTRIES, ids=str)
+def test_what_exif_says_besides_the_orientation_is_not_looked_at(tmp_path, suffix, broken):
+    noise(24, 16).save(tmp_path / f"plain.{suffix}")
+    plain = np.asarray(load_rgb(tmp_path / f"plain.{suffix}"))
+    noise(24, 16).save(tmp_path / f"turned.{suffix}", exif=exif([turned(6), broken]))
+    read = np.asarray(load_rgb(tmp_path / f"turned.{suffix}"))
+    np.testing.assert_array_equal(read, np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize("broken", [BAD_INTEROP, BAD_EXIF_TABLE], ids=str)
+def test_a_tiff_s_broken_tables_do_not_hide_its_pixels(tmp_path, broken):
+    path = tmp_path / "photo.tif"
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = 6
+    tags.tagtype[broken[0]] = broken[1]
+    tags[broken[0]] = "R98" if broken is BAD_INTEROP else 1 << 31
+    noise(24, 16).save(path, tiffinfo=tags)
+    np.testing.assert_array_equal(
+        np.asarray(load_rgb(path)), np.rot90(np.asarray(noise(24, 16)), -1)
+    )
+
+
+entries = st.tuples(
+    st.sampled_from(
+        [0x010E, 0x011A, 0x011B, 0x0128, 0x0132, 0x0201, 0x8769, 0x8825, 0xA005, 0x927C]
+    )
+    | st.integers(0, 0xFFFF).filter(lambda tag: tag != 0x0112),
+    st.integers(0, 14),
+    st.sampled_from([0, 1, 2, 4, 1000, 0xFFFFFFFF]),
+    st.binary(max_size=12),
+)
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(entries, max_size=6),
+    st.integers(0, 9),
+    st.lists(st.tuples(st.integers(6, 200), st.integers(0, 255)), max_size=4),
+    st.sampled_from(["jpg", "png", "webp"]),
+)
+@pytest.mark.filterwarnings("ignore")  # Pillow's, on the damage
+def test_no_exif_refuses_a_photo_or_ends_in_a_traceback(
+    tmp_path, entries, orientation, damage, suffix
+):
+    """Entries of any kind, whole or damaged: the pixels are there, turned if at all."""
+    block = bytearray(exif([*entries, turned(orientation)]))
+    for place, value in damage:
+        block[place % len(block)] = value
+    path = tmp_path / f"photo.{suffix}"
+    noise(24, 16).save(path, exif=bytes(block))
+    read = load_rgb(path)
+    assert read.size in ((24, 16), (16, 24))
+    if not damage:
+        assert (read.size == (16, 24)) == (5 <= orientation <= 8)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(entries, max_size=6), st.lists(st.tuples(st.integers(0, 71), st.integers(0, 255))))
+@pytest.mark.filterwarnings("ignore")  # Pillow's, on the damage
+def test_broken_tables_of_a_tiff_end_in_no_traceback(tmp_path, entries, damage):
+    """There they stand among what tells where the pixels are, so some files can't be read."""
+    path = tmp_path / "photo.tif"
+    noise(24, 16).save(path)
+    append_tiff_entries(path, [*entries, turned(6)], damage)
+    try:
+        assert load_rgb(path).size in ((24, 16), (16, 24))
+    except ImageError:
+        assert damage or entries
+
+
+def append_tiff_entries(path: Path, entries: list, damage: list) -> None:
+    """Give a TIFF's only directory more entries, and damage these."""
+    data = path.read_bytes()
+    [start] = struct.unpack("<I", data[4:8])
+    [count] = struct.unpack("<H", data[start : start + 2])
+    old = [data[start + 2 + 12 * i :][:12] for i in range(count)]
+    new = bytearray()
+    for tag, kind, number, value in entries:
+        new += struct.pack("<HHI", tag, kind, number) + value[:4].ljust(4, b"\0")
+    for place, value in damage:
+        new[place % len(new)] = value
+    known = {entry[:2] for entry in old}
+    added = [bytes(new[i : i + 12]) for i in range(0, len(new), 12)]
+    added = [entry for entry in added if entry[:2] not in known]
+    table = sorted([*old, *added], key=lambda entry: struct.unpack("<H", entry[:2]))
+    directory = struct.pack("<H", len(table)) + b"".join(table) + bytes(4)
+    path.write_bytes(data[:4] + struct.pack("<I", len(data)) + data[8:] + directory)
+
+
 def save_in_mode(path: Path, mode: str) -> Path:
     """Save a 16x16 picture, left half red, right half blue, in that mode."""
     image = Image.new("RGB", (16, 16), RED)
@@ -157,6 +273,31 @@ def test_a_masks_transparency_is_background(tmp_path):
     mask.paste((255, 255, 255, 255), (0, 0, 1, 2))
     mask.save(tmp_path / "mask.png")
     assert load_mask(tmp_path / "mask.png").tolist() == [[True, False, False, False]] * 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_cut_out_given_as_a_mask_is_its_opacity(tmp_path, mode):
+    """What background removers write: the subject in its colours, dark ones too."""
+    grey = np.asarray(noise(24, 16).convert("L"))
+    opacity = np.zeros((16, 24), np.uint8)
+    opacity[4:12, 6:20] = 255
+    cutout = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(opacity)])
+    if mode == "P":
+        index = np.where(opacity > 0, grey // 2, 255).astype(np.uint8)
+        cutout = Image.fromarray(index, "P")
+        cutout.putpalette(sorted([*range(256)] * 3))
+        cutout.info["transparency"] = 255
+    elif mode == "RGBA":
+        cutout = Image.merge("RGBA", [*noise(24, 16).split(), Image.fromarray(opacity)])
+    cutout.save(tmp_path / "mask.png")
+    assert np.array_equal(load_mask(tmp_path / "mask.png"), opacity > 0)
+    assert np.array_equal(load_gray(tmp_path / "mask.png"), opacity)
+
+
+def test_a_masks_full_opacity_says_nothing(tmp_path):
+    mask = Image.fromarray(np.array([[0, 255, 0]], np.uint8)).convert("RGBA")
+    mask.save(tmp_path / "mask.png")
+    assert load_mask(tmp_path / "mask.png").tolist() == [[False, True, False]]
 
 
 GREYS = np.array([[0, 51, 102, 255]], dtype=np.uint8)
