@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 
-from mudi import segment
-from mudi.args import id_table
-from mudi.checks import SetupError, refuse, unwritable
-from mudi.files import write_image
-from mudi.masker import Masker, make_masks, result_sheet
-from mudi.masking import (
+from mudi.ground.errors import SetupError, refuse
+from mudi.ground.files import unwritable, write_image
+from mudi.ground.flags import id_table
+from mudi.masks import segment
+from mudi.masks.folder import (
     METADATA,
     SHEET,
     Job,
@@ -31,6 +30,7 @@ from mudi.masking import (
     name_complaints,
     write_metadata,
 )
+from mudi.masks.making import Masker, make_masks, result_sheet
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

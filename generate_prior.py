@@ -26,27 +26,19 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mudi import segment
-from mudi.args import id_table
-from mudi.checks import SetupError, refuse, unwritable
-from mudi.files import write_image
-from mudi.masking import (
+from mudi.ground.errors import SetupError, refuse
+from mudi.ground.files import unwritable, write_image
+from mudi.ground.flags import id_table
+from mudi.ground.work import Journal, join_processes, share
+from mudi.masks import segment
+from mudi.masks.folder import (
     add_masking_flags,
     is_plausible,
     load_models,
     masking_complaints,
     write_mask,
 )
-from mudi.pipelines import (
-    SDXL_BASE,
-    add_pipeline_flags,
-    load_pipeline,
-    pipeline_complaints,
-    pipeline_kind,
-    pipeline_settings,
-    place,
-)
-from mudi.prior import (
+from mudi.masks.prior import (
     DEFAULT_ID,
     Job,
     check_log,
@@ -57,7 +49,15 @@ from mudi.prior import (
     unfinished,
     write_class_metadata,
 )
-from mudi.work import Journal, join_processes, share
+from mudi.pictures.pipelines import (
+    SDXL_BASE,
+    add_pipeline_flags,
+    load_pipeline,
+    pipeline_complaints,
+    pipeline_kind,
+    pipeline_settings,
+    place,
+)
 
 LOG = "prior_log.jsonl"
 PROMPT = "a photo of a {}, simple background, full body view, centered, sharp focus"

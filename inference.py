@@ -27,15 +27,16 @@ from accelerate import PartialState
 from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
-from mudi.checkpoints import differences
-from mudi.checks import SetupError, refuse, told_in_one_line
-from mudi.files import replace_file, write_image, write_text
+from mudi.ground.errors import SetupError, refuse, told_in_one_line
+from mudi.ground.files import replace_file, write_image, write_text
+from mudi.ground.flags import differences
+from mudi.ground.lora_names import lora_path
+from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
 from mudi.init_noise import Layout, LayoutError, load_layout
-from mudi.llm import LlmError, llm_layout
-from mudi.lora_files import lora_path
 from mudi.metadata import Subjects
-from mudi.pipelines import (
+from mudi.pictures.chat_model import LlmError, llm_layout
+from mudi.pictures.pipelines import (
     add_pipeline_flags,
     load_pipeline,
     pipeline_complaints,
@@ -43,7 +44,7 @@ from mudi.pipelines import (
     pipeline_settings,
     place,
 )
-from mudi.sampling import (
+from mudi.pictures.sampling import (
     DEFAULT_GAMMA,
     SCHEDULERS,
     Picture,
@@ -58,7 +59,7 @@ from mudi.sampling import (
     signal_unit,
     start_sheet,
 )
-from mudi.shot_args import (
+from mudi.pictures.shot_args import (
     LLM,
     RANDOM,
     kind_complaints,
@@ -70,7 +71,6 @@ from mudi.shot_args import (
     read_subjects,
     start_complaints,
 )
-from mudi.work import Journal, join_processes, share
 
 PICTURES = "pictures.jsonl"
 SHEET = "sheet.png"

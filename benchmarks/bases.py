@@ -17,7 +17,7 @@ from benchmarks.common import BACKBONES, ROOT
 from benchmarks.parts import swapped
 from benchmarks.published import FLUX, FLUX_SCHEDULER, SDXL, SDXL_SCHEDULER, Network
 from mini.tiny import FAMILIES, FLUX_CHANNELS, TEXT_WIDTH, clip_tokenizer, t5_tokenizer, tiny_flux
-from mudi.pipelines import ON_GPU, load_pipeline
+from mudi.pictures.pipelines import ON_GPU, load_pipeline
 
 PUBLISHED: dict[str, dict[str, Network]] = {"sdxl": SDXL, "flux": FLUX}
 MINIATURE = ROOT / "mini/weights/sdxl"
@@ -112,7 +112,7 @@ def write_light_parts(family: str, folder: Path) -> None:
 def random_loaders(
     family: str, networks: Mapping[str, Network], device: torch.device
 ) -> dict[str, Callable]:
-    """Return stand-ins for the loaders of mudi.sdxl or mudi.flux, by their names there."""
+    """Return stand-ins for the loaders of mudi.backbones.sdxl or .flux, by their names there."""
 
     def load_text_pipeline(base: str, dtype: torch.dtype, **hub: Any) -> Any:
         names = ("text_encoder", "text_encoder_2")

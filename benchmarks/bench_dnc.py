@@ -32,7 +32,7 @@ from detect_and_compare.measure import BATCH_SIZE, score_images
 from mini.tiny import clip_tokenizer, save_tiny_dinov2, save_tiny_owlv2
 from mini.training import detector as train_detector
 from mudi.images import Box
-from mudi.segment import Detection
+from mudi.masks.segment import Detection
 
 QUERIES = {"a": "robot", "b": "teddy bear"}
 EMBEDDER = ROOT / "mini/weights/embedder_a"

@@ -3,7 +3,7 @@ r"""Pictures a second: batched against one at a time, with and without mean-shif
     python -m benchmarks.bench_infer --family sdxl                   (the miniature)
     python -m benchmarks.bench_infer --family flux --size real       (a GPU)
 
-Goes through mudi.sampling.Sampler, as inference.py does; the pipeline is at hand beforehand.
+Goes through mudi.pictures.sampling.Sampler, as inference.py does; the pipeline is at hand.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.bases import pipeline_of
 from benchmarks.common import EXAMPLE, FAMILIES, finish, make_parser, settle_device, table
 from benchmarks.parts import GIB, Meter
 from mudi.metadata import load_subjects
-from mudi.sampling import Sampler, Sampling, Shot
+from mudi.pictures.sampling import Sampler, Sampling, Shot
 from mudi.segmix import listed
 
 GAMMA = 0.25

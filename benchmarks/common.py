@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from mudi import flux, sdxl
-from mudi.files import write_text
+from mudi.backbones import flux, sdxl
+from mudi.ground.files import write_text
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "output/benchmarks"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mudi.metadata import write_records
+from mudi.ground.files import write_records
 
 ASPECT = 4 / 3
 QUALITY = 90  # of the JPEG; a 12-megapixel photo then takes 1.7 MB, 60 ms to decode

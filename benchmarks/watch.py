@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from benchmarks.common import BACKBONES, import_script
 from benchmarks.parts import Cost, Meter, Parts, swapped
-from mudi import lora, publish, runtime, saving
+from mudi import lora
 from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptTable
 from mudi.latents import LatentCache, encode_images
-from mudi.optimizers import Training
+from mudi.training import publish, runtime, saving
+from mudi.training.optimizers import Training
 
 DATA, PROMPT, VAE, NOISE = "data", "prompt", "VAE", "noise"
 REFERENCE, FORWARD, BACKWARD = "network: reference", "network: forward", "network: backward"

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from mudi.fetch import FetchError, Source, fetch_blobs, git_sha
-from mudi.files import TEMPORARY
+from mudi.ground.fetch import FetchError, Source, fetch_blobs, git_sha
+from mudi.ground.files import TEMPORARY
 from mudi.images import ImageError, load_gray, load_rgb
 from mudi.metadata import MetadataError, load_subjects
 

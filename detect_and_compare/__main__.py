@@ -43,14 +43,13 @@ from detect_and_compare.report import Report, write_report
 from detect_and_compare.results import Line, summarise, to_line, write_summary
 from detect_and_compare.score import Norm
 from detect_and_compare.text import ClipText
-from mudi.args import DTYPES, id_table
-from mudi.checkpoints import differences
-from mudi.checks import SetupError, refuse, unwritable
-from mudi.files import write_text
+from mudi.ground.errors import SetupError, refuse
+from mudi.ground.files import unwritable, write_text
+from mudi.ground.flags import DTYPES, differences, id_table
+from mudi.ground.work import Journal, join_processes, share
 from mudi.images import ImageError
+from mudi.masks.segment import SegmentError
 from mudi.metadata import MetadataError
-from mudi.segment import SegmentError
-from mudi.work import Journal, join_processes, share
 
 SCORES, SUMMARY, REPORT, RUN = "scores.jsonl", "summary.csv", "report.html", "run.json"
 CACHE = "reference_embeddings"

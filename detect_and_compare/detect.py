@@ -10,7 +10,7 @@ from scipy.ndimage import find_objects, label, maximum_filter
 from torchvision.ops import nms as suppress
 
 from mudi.images import Box
-from mudi.segment import DETECTOR, Detection, Detector, differs_from_border
+from mudi.masks.segment import DETECTOR, Detection, Detector, differs_from_border
 
 THRESHOLD = 0.4  # of the published metric, for generated pictures
 SPECK = 0.002  # of the picture's pixels; a smaller piece is no subject

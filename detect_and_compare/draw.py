@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from PIL import Image, ImageDraw, ImageFont
 
 from detect_and_compare.measure import Record
-from mudi.preview import COLOURS
+from mudi.ground.sheets import COLOURS
 
 EXTRA_COLOUR = "#8a929e"
 BADGE = 1 / 13  # of a picture's longest side: the square with the number in a box's corner

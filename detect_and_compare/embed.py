@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
 from detect_and_compare.histogram import ColourHistogram
-from mudi.files import replace_file
+from mudi.ground.files import replace_file
 
 DREAMSIM = "dreamsim"
 CLIP = "openai/clip-vit-large-patch14"

@@ -26,7 +26,7 @@ from detect_and_compare.score import (
     verdicts,
 )
 from mudi.images import Box, ImageError, load_rgb
-from mudi.segment import Detection
+from mudi.masks.segment import Detection
 
 BATCH_SIZE = 8  # pictures that are read, searched and embedded together
 READERS = 4  # threads; Pillow's decoders run side by side

@@ -13,7 +13,7 @@ from PIL import Image
 
 from detect_and_compare.detect import square_crop
 from mudi.images import Box, ImageError, load_mask, load_rgb
-from mudi.masking import MASK_PREFIX, METADATA, PHOTO_SUFFIXES
+from mudi.masks.folder import MASK_PREFIX, METADATA, PHOTO_SUFFIXES
 from mudi.metadata import load_subjects
 from mudi.segmix import cut_out
 

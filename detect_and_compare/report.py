@@ -18,7 +18,7 @@ from detect_and_compare.pictures import IMAGE, PROMPT, Picture
 from detect_and_compare.references import References
 from detect_and_compare.results import Line, Summary
 from detect_and_compare.score import MIN_SEPARATION
-from mudi.files import write_text
+from mudi.ground.files import write_text
 from mudi.images import Box, ImageError, load_rgb
 
 TEMPLATE = "report.html"

@@ -13,7 +13,7 @@ import numpy as np
 from detect_and_compare.measure import Record
 from detect_and_compare.pictures import Picture
 from detect_and_compare.score import Verdict
-from mudi.files import write_text
+from mudi.ground.files import write_text
 
 DIGITS = 6  # of the numbers in scores.jsonl and summary.csv
 

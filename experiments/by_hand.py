@@ -17,11 +17,11 @@ from typing import Any
 
 from experiments.results import GOOD
 from experiments.stats import agreement, cohens_kappa
-from mudi.checks import refuse
-from mudi.files import write_image
+from mudi.ground.errors import refuse
+from mudi.ground.files import write_image, write_records
+from mudi.ground.sheets import contact_sheet
 from mudi.images import load_rgb
-from mudi.metadata import MetadataError, read_records, write_records
-from mudi.preview import contact_sheet
+from mudi.metadata import MetadataError, read_records
 
 VERDICTS = "verdicts.jsonl"
 SHEET_COLUMNS, SHEET_ROWS = 5, 4

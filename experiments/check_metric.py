@@ -30,12 +30,11 @@ from mini.art import Thing
 from mini.backgrounds import random_name
 from mini.subjects import SETS, subjects_of
 from mini.world import arrange, random_thing
-from mudi.checks import refuse
-from mudi.files import write_image
+from mudi.ground.errors import refuse
+from mudi.ground.files import write_image, write_records
+from mudi.ground.sheets import contact_sheet
+from mudi.ground.work import join_processes
 from mudi.images import load_rgb
-from mudi.metadata import write_records
-from mudi.preview import contact_sheet
-from mudi.work import join_processes
 
 TABLE, SHEET = "metric.csv", "sheet.png"
 RIGHT = "both"

@@ -53,16 +53,15 @@ from experiments.scoring import (
     score,
 )
 from mini.subjects import SETS
-from mudi.args import DTYPES
-from mudi.checkpoints import differences
-from mudi.checks import MODEL_INDEX, PRIOR_FILENAME, model_folder_complaints, refuse
-from mudi.files import write_image, write_text
+from mudi.ground.errors import refuse
+from mudi.ground.files import write_image, write_records, write_text
+from mudi.ground.flags import DTYPES, MODEL_INDEX, differences, model_folder_complaints
+from mudi.ground.sheets import contact_sheet
+from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
-from mudi.metadata import load_subjects, write_records
-from mudi.pipelines import BASE_FLAG, VAE_FLAG
-from mudi.preview import contact_sheet
-from mudi.sampling import DEFAULT_GAMMA
-from mudi.work import Journal, join_processes, share
+from mudi.metadata import PRIOR_FILENAME, load_subjects
+from mudi.pictures.pipelines import BASE_FLAG, VAE_FLAG
+from mudi.pictures.sampling import DEFAULT_GAMMA
 
 BASE = "mini/weights/sdxl"
 PROMPTS = (  # each on a background that the miniature knows

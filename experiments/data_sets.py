@@ -11,10 +11,9 @@ import generate_prior
 from detect_and_compare.detect import FOREGROUND, OWLV2
 from experiments.plan import DataSet
 from mini import subjects as miniature
-from mudi.checks import PRIOR_FILENAME
-from mudi.files import finish_folder, temporary_folder
-from mudi.masking import METADATA
-from mudi.metadata import MetadataError, load_subjects, write_records
+from mudi.ground.files import finish_folder, temporary_folder, write_records
+from mudi.masks.folder import METADATA
+from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects
 
 # The miniature's pairs on which learning rate, steps and gamma were chosen; no result counts them
 PILOT = ("penguin_and_owl", "two_foxes")

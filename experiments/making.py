@@ -15,14 +15,14 @@ from tqdm.auto import tqdm
 
 from experiments.plan import DataSet, Unit, Variant
 from experiments.training import train, training_process
-from mudi.args import DTYPES
-from mudi.files import write_image
+from mudi.ground.files import write_image
+from mudi.ground.flags import DTYPES
+from mudi.ground.work import Journal
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import load_subjects
-from mudi.pipelines import BASE_FLAG, VAE_FLAG, load_pipeline
-from mudi.sampling import Sampler, Sampling, Shot, load_loras
+from mudi.pictures.pipelines import BASE_FLAG, VAE_FLAG, load_pipeline
+from mudi.pictures.sampling import Sampler, Sampling, Shot, load_loras
 from mudi.segmix import listed
-from mudi.work import Journal
 
 CHECKPOINTS = (  # a stopped training goes on too
     "--checkpointing_steps 500 --checkpoints_total_limit 1 --resume_from_checkpoint latest "

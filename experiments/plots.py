@@ -9,8 +9,8 @@ from matplotlib.ticker import NullFormatter
 
 from experiments.results import Summary
 from experiments.stats import Interval
-from mudi.files import replace_file
-from mudi.preview import COLOURS
+from mudi.ground.files import replace_file
+from mudi.ground.sheets import COLOURS
 
 MEASURES = {"score": "D&C", "success": "success rate"}
 PANEL = (3.6, 2.8)  # inches

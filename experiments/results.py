@@ -11,7 +11,7 @@ from typing import Any
 from detect_and_compare.results import Line
 from experiments.plan import Case, DataSet, covers
 from experiments.stats import Interval, bootstrap
-from mudi.files import write_text
+from mudi.ground.files import write_text
 
 GOOD = "good"
 DIGITS = 4

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detect_and_compare import __main__ as metric
 from detect_and_compare.results import Line
-from mudi.checks import model_folder_complaints
+from mudi.ground.flags import model_folder_complaints
 from mudi.metadata import read_records
 
 DETECTOR = "mini/weights/detector"

@@ -22,14 +22,17 @@ from accelerate.logging import get_logger
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from mudi import args as shared
-from mudi import checks, flux, lora, publish, quantization, runtime, saving
+from mudi import lora
+from mudi.backbones import flux
 from mudi.data import SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
+from mudi.ground.errors import told_in_one_line
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.optimizers import prepare_training
 from mudi.segmix import FLUX_STYLE
+from mudi.training import args as shared
+from mudi.training import checks, publish, quantization, runtime, saving
+from mudi.training.optimizers import prepare_training
 
 RESOLUTION_STEP = 16  # px: the VAE reduces by 8, packing by 2
 SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
@@ -106,7 +109,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
 
     density = (args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
     base_flag = "--pretrained_model_name_or_path"
-    with checks.told_in_one_line(base_flag, base):
+    with told_in_one_line(base_flag, base):
         schedule = flux.FlowSchedule(flux.load_scheduler(base, **hub), *density)
         vae = flux.load_vae(base, **hub).to(device)
         pipeline = flux.load_text_pipeline(base, dtype, **hub)
@@ -122,7 +125,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     flux.free_text_encoders(pipeline, keep_clip=args.train_text_encoder)
 
     config = quantization.config(args.quantize_base, dtype)
-    with checks.told_in_one_line(base_flag, base):
+    with told_in_one_line(base_flag, base):
         transformer = flux.load_transformer(base, dtype, config, **hub)
     if args.quantize_base != "nf4":  # bitsandbytes has put it on the GPU already
         transformer.to(device)

@@ -24,10 +24,10 @@ from detect_and_compare.references import References, default_query, load_refere
 from mini.subjects import SETS, subjects_of, write_pair
 from mini.training.detector import OVERLAP, SURE
 from mini.world import SIZE
-from mudi.files import write_image
+from mudi.ground.files import write_image
+from mudi.ground.sheets import contact_sheet
 from mudi.images import load_rgb
-from mudi.preview import contact_sheet
-from mudi.sampling import DEFAULT_GAMMA
+from mudi.pictures.sampling import DEFAULT_GAMMA
 
 ROOT = Path(__file__).parent.parent
 SDXL = ROOT / "mini/weights/sdxl"

@@ -19,9 +19,8 @@ from PIL import Image
 from mini.art import Paint, Thing
 from mini.backgrounds import background_names, draw_background
 from mini.world import MAX_ANGLE, SIZE, Pose, draw_tile, paste, with_article
-from mudi.files import finish_folder, temporary_folder, write_image
-from mudi.metadata import write_records
-from mudi.preview import contact_sheet
+from mudi.ground.files import finish_folder, temporary_folder, write_image, write_records
+from mudi.ground.sheets import contact_sheet
 
 PHOTOS = 5  # of each subject
 PHOTO_SIDES = (0.5, 0.85)  # of the subject, as a share of the photo's side

@@ -18,9 +18,9 @@ from PIL import Image
 from mini.art import KINDS, Thing, draw
 from mini.backgrounds import draw_background, random_name
 from mini.cast import CAST_OF, NAMES, STRIPES, kind_of, plain_thing, told_thing
-from mudi.files import write_image
+from mudi.ground.files import write_image
+from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, tight_box
-from mudi.preview import contact_sheet
 from mudi.segmix import SDXL_STYLE, collage_prompt
 
 SIZE = 64  # side of a picture (px)

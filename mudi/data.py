@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mudi import segmix
+from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import load_mask, load_rgb
 from mudi.metadata import Photo, Subjects
 from mudi.segmix import Cutout, SegMixStyle
@@ -65,7 +66,7 @@ class SampleOptions:
         center_crop: crop photos in the middle instead of at random.
         random_flip: mirror every other photo; in a collage every cut-out by its own coin.
         num_crops: evenly spread crop positions a photo; None: any pixel.
-        mix: what a collage is, one of mudi.args.MIXES.
+        mix: what a collage is, one of mudi.training.args.MIXES.
         pool: where mixed draws take their collages from; None composes each anew.
     """
 
@@ -373,3 +374,17 @@ def _samples_bytes(samples: list[Sample]) -> int:
 
 def _cutout_bytes(cutout: Cutout) -> int:
     return cutout.pixels.nbytes
+
+
+def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
+    """Draw `count` mixed samples of a data set (its prior's too) on one sheet."""
+    options = replace(dataset.options, segmix_prob=1.0, pool=None)  # no picture twice
+    mixing = SegMixDataset(dataset.subjects, options, dataset.prior)
+    photos = len(dataset.subjects.photos)
+    step = dataset.options.segmix_start_step
+    samples = [
+        sample
+        for i in range(count)
+        for sample in mixing[Draw(i % photos, step, f"preview {seed} {i}")]
+    ]
+    return contact_sheet([outline(s.pixels, s.mask) for s in samples], [s.prompt for s in samples])

@@ -16,9 +16,9 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mudi.checks import SetupError
-from mudi.files import replace_file
-from mudi.lora_files import WEIGHTS_NAME, outline, read_header, split_key
+from mudi.ground.errors import SetupError
+from mudi.ground.files import replace_file
+from mudi.ground.lora_names import WEIGHTS_NAME, outline, read_header, split_key
 
 KOHYA_WEIGHTS_NAME = "pytorch_lora_weights_kohya.safetensors"
 ADAPTER = "default"  # the name under which diffusers' trainers save and load

@@ -16,8 +16,8 @@ from peft import LoraConfig
 from torch import Tensor
 
 from mudi import lora
-from mudi.checks import SetupError, refuse
-from mudi.lora_files import LoraFileError, LoraOutline, outline
+from mudi.ground.errors import SetupError, refuse
+from mudi.ground.lora_names import LoraFileError, LoraOutline, outline
 
 PIPELINES = {"StableDiffusionXL": StableDiffusionXLPipeline, "Flux": FluxPipeline}
 A, B = ".lora_A.weight", ".lora_B.weight"

@@ -7,15 +7,15 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mudi.files import write_text
 from mudi.images import FOREGROUND_LEVEL, ImageError, load_gray, load_rgb
 
+PRIOR_FILENAME = "class_metadata.jsonl"
 MIN_FOREGROUND = 0.001  # of the pixels; JPEG noise alone can pass FOREGROUND_LEVEL here and there
 MAX_FOREGROUND = 0.999
 FEW_PHOTOS = 3
@@ -116,12 +116,6 @@ def file_problem(key: str, name: object) -> str | None:
     if Path(name).is_absolute() or Path(os.path.normpath(name)).parts[:1] == ("..",):
         return f'{FILES[key]} "{name}" lies outside the folder; move it inside'
     return None
-
-
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines, complete or not at all."""
-    lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
-    write_text(path, "".join(lines))
 
 
 def _read_lines(path: Path) -> list[tuple[int, str]]:

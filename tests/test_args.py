@@ -4,8 +4,8 @@ import importlib.util
 import pytest
 from helpers import NAMES
 
-from mudi.args import make_parser, resolve_mixed_precision, subject_scales, trackers
-from mudi.checks import check_args
+from mudi.training.args import make_parser, resolve_mixed_precision, subject_scales, trackers
+from mudi.training.checks import check_args
 
 # What a run needs at least; the base model is a hub id, so nothing has to be there
 LEAST = "--pretrained_model_name_or_path owner/name --instance_data_dir data --report_to none"
@@ -214,7 +214,7 @@ def test_a_combination_or_word_that_does_not_work_is_told(line, what):
 def test_a_package_that_is_asked_for_but_missing_is_told(monkeypatch, package, line, remedy):
     found = importlib.util.find_spec
     missing = lambda name: None if name == package else found(name)  # noqa: E731
-    monkeypatch.setattr("mudi.checks.find_spec", missing)
+    monkeypatch.setattr("mudi.training.checks.find_spec", missing)
     assert any("not installed" in told and remedy in told for told in complaints(line))
 
 

@@ -9,7 +9,6 @@ import torch
 from helpers import CLASSES, COLOURS, HEIGHT, NAMES, WIDTH, DataFolder, noise
 from PIL import Image
 
-from mudi.checks import limit_prior
 from mudi.data import (
     Batch,
     Conditioning,
@@ -24,6 +23,7 @@ from mudi.data import (
 )
 from mudi.metadata import Subjects, load_subjects
 from mudi.segmix import FLUX_STYLE, SDXL_STYLE
+from mudi.training.checks import limit_prior
 
 SIZE = 32
 ALWAYS = SampleOptions(SIZE, SDXL_STYLE, segmix_prob=1.0)

@@ -28,7 +28,7 @@ from detect_and_compare.results import Summary, summarise
 from detect_and_compare.score import Verdict, reference_matrix
 from mini.tiny import save_tiny_clip, save_tiny_dinov2, save_tiny_owlv2
 from mudi.images import Box
-from mudi.segment import Detection
+from mudi.masks.segment import Detection
 
 torch.set_num_threads(1)
 EXAMPLES = ROOT / "detect_and_compare" / "examples"

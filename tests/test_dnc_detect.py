@@ -26,7 +26,7 @@ from detect_and_compare.histogram import ColourHistogram
 from detect_and_compare.references import ReferencesError, cut
 from mini.tiny import save_tiny_owlv2
 from mudi.images import Box
-from mudi.segment import Detection, SegmentError
+from mudi.masks.segment import Detection, SegmentError
 
 torch.set_num_threads(1)
 RED, BLUE, GREY = (220, 30, 30), (40, 60, 220), (120, 120, 120)

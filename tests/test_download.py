@@ -17,8 +17,8 @@ import pytest
 from helpers import CLASSES, NAMES, ROOT, DataFolder, noise, rectangle
 
 from dataset import download
-from mudi.fetch import CHUNK
-from mudi.files import TEMPORARY
+from mudi.ground.fetch import CHUNK
+from mudi.ground.files import TEMPORARY
 
 PAIR = "dataset/category/dog6_and_dog2"
 PHOTO = f"{PAIR}/a0.jpg"

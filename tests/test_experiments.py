@@ -30,7 +30,7 @@ from experiments.plots import FIGURES, write_figures
 from experiments.results import Row, flat, markdown, rows_of, summarise
 from experiments.stats import Interval, agreement, bootstrap, cohens_kappa, ranked_rightly
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2, tiny_sdxl
-from mudi.sampling import DEFAULT_GAMMA
+from mudi.pictures.sampling import DEFAULT_GAMMA
 from mudi.segmix import CUTMIX_NEGATIVE_PROMPT
 
 torch.set_num_threads(1)

@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from mudi.checkpoints import (
-    STATE_NAME,
-    checkpoints,
-    differences,
-    read_state,
-    resolve_resume,
-    step_of,
-)
-from mudi.files import (
+from mudi.ground.files import (
     REPLACED,
     TEMPORARY,
     clean_up,
@@ -27,6 +19,8 @@ from mudi.files import (
     temporary_folder,
     write_text,
 )
+from mudi.ground.flags import differences
+from mudi.training.checkpoints import STATE_NAME, checkpoints, read_state, resolve_resume, step_of
 
 
 class Killed(BaseException):
@@ -175,7 +169,7 @@ def test_clean_up_keeps_what_is_whole(tmp_path):
 SWAP_FOREVER = """
 import sys
 from pathlib import Path
-from mudi.files import finish_folder, temporary_folder
+from mudi.ground.files import finish_folder, temporary_folder
 number = 0
 while True:
     number += 1

@@ -9,8 +9,8 @@ from helpers import ROOT
 
 import train_segmix_lora_flux
 import train_segmix_lora_sdxl
-from mudi.args import BooleanFlag, RefusedFlag
-from mudi.checks import check_args
+from mudi.ground.flags import BooleanFlag, RefusedFlag
+from mudi.training.checks import check_args
 
 SDXL, FLUX = train_segmix_lora_sdxl, train_segmix_lora_flux
 SCRIPTS = [SDXL, FLUX]
@@ -126,7 +126,8 @@ HUB_KEYS = {"revision", "variant", "cache_dir"}
 
 
 def test_every_flag_is_read_by_some_code(script, parser):
-    library = set((ROOT / "mudi").glob("*.py")) - {ROOT / "mudi/pipelines.py"}  # other scripts'
+    wings = (ROOT / "mudi", ROOT / "mudi/training", ROOT / "mudi/backbones")
+    library = [path for wing in wings for path in wing.glob("*.py")]
     sources = [Path(script.__file__), *library]
     read = set().union(*(names_read(ast.parse(path.read_text())) for path in sources))
     assert HUB_KEYS.isdisjoint(read)

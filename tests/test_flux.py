@@ -8,8 +8,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from safetensors.torch import load_file
 from training import lora_of, move_weights
 
-from mudi import denoising, flux, lora, quantization
+from mudi import denoising, lora
+from mudi.backbones import flux
 from mudi.denoising import denoising_errors
+from mudi.training import quantization
 
 PROMPTS = ["a olis robot", "a robot"]
 SCHEDULER = {"use_dynamic_shifting": True, "shift": 3.0}

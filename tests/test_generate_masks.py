@@ -13,11 +13,11 @@ from PIL import Image
 
 import generate_masks
 from mini.tiny import save_tiny_owlv2, save_tiny_sam
-from mudi import segment
-from mudi.checks import SetupError
+from mudi.ground.errors import SetupError
+from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, load_mask, tight_box
+from mudi.masks import segment
 from mudi.metadata import load_subjects
-from mudi.preview import contact_sheet
 
 torch.set_num_threads(1)
 QUERY = ["--query", "a=robot", "b=teddy bear"]

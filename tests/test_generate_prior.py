@@ -15,9 +15,10 @@ from training import lora_of, reset_accelerate, sdxl_on
 import generate_prior
 from generate_prior import LOG
 from mini.tiny import save_tiny_owlv2, save_tiny_sam, tiny_sdxl
-from mudi import segment
-from mudi.checks import PRIOR_FILENAME, SetupError
-from mudi.metadata import load_subjects, write_records
+from mudi.ground.errors import SetupError
+from mudi.ground.files import write_records
+from mudi.masks import segment
+from mudi.metadata import PRIOR_FILENAME, load_subjects
 
 torch.set_num_threads(1)
 PAIR = ["--gen_class", "a=robot", "b=teddy bear", "--gen_mask"]

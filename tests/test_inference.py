@@ -18,7 +18,7 @@ from training import EXAMPLE, reset_accelerate
 import inference
 from detect_and_compare import __main__ as metric
 from mudi.metadata import load_subjects
-from mudi.sampling import (
+from mudi.pictures.sampling import (
     Sampler,
     Sampling,
     SamplingError,
@@ -28,7 +28,7 @@ from mudi.sampling import (
     set_scheduler,
     signal_unit,
 )
-from mudi.shot_args import named_subjects
+from mudi.pictures.shot_args import named_subjects
 
 torch.set_num_threads(1)
 PROMPT = "a photo of a olis robot and a hta teddy bear"

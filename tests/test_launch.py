@@ -15,9 +15,9 @@ import torch
 from helpers import ROOT
 from training import EXAMPLE, lora_of
 
-from mudi.checkpoints import checkpoints
-from mudi.files import REPLACED, TEMPORARY
+from mudi.ground.files import REPLACED, TEMPORARY
 from mudi.lora import KOHYA_WEIGHTS_NAME, WEIGHTS_NAME
+from mudi.training.checkpoints import checkpoints
 
 MANY_KILLS = 8
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]

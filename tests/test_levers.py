@@ -13,10 +13,11 @@ from diffusers import AutoencoderKL
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import lora_of
 
-from mudi import checks, latents, runtime
+from mudi import latents
 from mudi.denoising import PromptTable
 from mudi.latents import LatentCache, encode_images
-from mudi.optimizers import make_optimizer
+from mudi.training import checks, runtime
+from mudi.training.optimizers import make_optimizer
 
 BITWISE = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}

@@ -504,7 +504,7 @@ def test_few_photos_duplicates_and_nameless_captions_are_warned_of(folder):
 def test_data_and_flags_are_checked_without_torch():
     """So a mistake is told in a blink, and before any model is loaded."""
     code = (
-        "import sys, mudi.args, mudi.metadata, mudi.checks;"
+        "import sys, mudi.training.args, mudi.metadata, mudi.training.checks;"
         "print(sorted({name.split('.')[0] for name in sys.modules}"
         " & {'torch', 'diffusers', 'transformers', 'accelerate'}))"
     )

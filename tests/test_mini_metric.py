@@ -31,7 +31,7 @@ from mini.training.instances import (
 )
 from mini.world import arrange
 from mudi.images import Box
-from mudi.segment import Detection, Detector
+from mudi.masks.segment import Detection, Detector
 from tests.training import reset_accelerate
 
 torch.set_num_threads(1)

@@ -16,9 +16,9 @@ from mini.subjects import SUBJECTS, subject_photos, subjects_of, write_pair
 from mini.training.detector import HELD_OUT, OVERLAP, SURE, accuracy, draw_counted, find
 from mini.training.stream import HELD_OUT_SEED, held_out_scenes
 from mudi.images import load_rgb
+from mudi.masks.segment import Detector
 from mudi.metadata import load_subjects
-from mudi.sampling import Sampler, Sampling, Shot, load_loras
-from mudi.segment import Detector
+from mudi.pictures.sampling import Sampler, Sampling, Shot, load_loras
 
 torch.set_num_threads(1)
 WEIGHTS = Path(__file__).parent.parent / "mini/weights"

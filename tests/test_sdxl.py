@@ -17,7 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from training import move_weights
 
-from mudi import denoising, lora, sdxl
+from mudi import denoising, lora
+from mudi.backbones import sdxl
 from mudi.latents import LatentCache, decode_latents, encode_images
 from mudi.losses import dco_loss
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mudi.work import Journal, share
+from mudi.ground.work import Journal, share
 
 
 def state(process=0, count=1):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from mudi import denoising, runtime
+from mudi import denoising
+from mudi.training import runtime
 
 
 def main(name: str, folder: Path, words: list[str]) -> None:

@@ -38,9 +38,9 @@ from mini.training.state import (
     plain_attention,
     prepare,
 )
-from mudi.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.sheets import contact_sheet
 from mudi.losses import min_snr_weight
-from mudi.preview import contact_sheet
 
 EMPTY_PROMPT_SHARE = 0.1  # for classifier-free guidance
 SNR_GAMMA = 1.0  # min-SNR weights; the usual 5 learns grain before shapes and backgrounds

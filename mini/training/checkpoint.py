@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mudi.files import write_text
+from mudi.ground.files import write_text
 
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 MODEL, MEANS, OPTIMIZER, RANDOM = "model", "means", "optimizer", "random"

@@ -53,10 +53,10 @@ from mini.training.state import (
 from mini.training.stream import HELD_OUT_SEED, numbered_loader
 from mini.training.tokenizer import world_tokenizer
 from mini.world import SIZE, with_article
-from mudi.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.sheets import contact_sheet
 from mudi.images import tight_box
-from mudi.preview import contact_sheet
-from mudi.segment import Detection, Detector
+from mudi.masks.segment import Detection, Detector
 
 NOUNS = tuple(KINDS)
 NOTHING = -100  # instead of a noun; cross_entropy passes over it

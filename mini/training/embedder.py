@@ -54,9 +54,9 @@ from mini.training.state import (
 )
 from mini.training.stream import HELD_OUT_SEED, numbered_loader
 from mini.world import OVERLAP_SHARE, SIZE, arrange
-from mudi.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, tight_box
-from mudi.preview import contact_sheet
 
 FAMILY_VIEWS = 10  # pictures of a family: five instances, two views
 TEMPERATURE = 0.1

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mini.training.stream import scene_loader
-from mudi.files import replace_file
+from mudi.ground.files import replace_file
 
 ENCODE_BATCH = 64
 WORLD_FILES = (

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from mini.training.checkpoint import Learner, load_learner, save_learner
 from mini.training.stream import default_workers
 from mini.world import SIZE
-from mudi.files import clean_up, finish_folder, temporary_folder, write_text
+from mudi.ground.files import clean_up, finish_folder, temporary_folder, write_text
 
 STATE_DIR = Path.home() / ".cache" / "mudi-mini2"  # outlives a work tree
 CHECKPOINT, PROGRESS = "checkpoint", "progress.json"

@@ -30,7 +30,7 @@ from mini.training.state import (
 )
 from mini.training.stream import SceneBatch, held_out_scenes, scene_loader
 from mini.world import SIZE
-from mudi.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
 
 KL_WEIGHT = 5e-4  # of the mean over latents; keeps them near a unit normal
 THING_WEIGHT = 3.0  # of a thing's pixels against the background's, which is the easier part

@@ -13,8 +13,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from mudi.denoising import Models
-from mudi.runtime import Plan
-from mudi.saving import keep_lora_in_checkpoints, restore
+from mudi.training.runtime import Plan
+from mudi.training.saving import keep_lora_in_checkpoints, restore
 
 logger = get_logger("mudi")
 

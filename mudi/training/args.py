@@ -1,13 +1,12 @@
 """The flags that both training scripts have, and what they mean. Knows no torch."""
 
 import argparse
-import math
 import os
-from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # flags' words -> torch's
+from mudi.ground.flags import BooleanFlag, RefusedFlag
+
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
 TRACKERS = ("tensorboard", "wandb")
@@ -20,30 +19,6 @@ NO_DATASETS = (
     "data sets from the hub carry no masks, which Seg-Mix needs; "
     "put photos and masks into a folder with a metadata.jsonl and pass --instance_data_dir"
 )
-
-
-class BooleanFlag(argparse.BooleanOptionalAction):
-    """--flag and --no-flag, and also `--flag True` and `--flag False` as older commands write."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
-        super().__init__(option_strings, dest, **kwargs)
-        self.nargs = "?"
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        words = {None: True, "true": True, "1": True, "false": False, "0": False}
-        word = values.lower() if isinstance(values, str) else None
-        if word not in words:
-            parser.error(f"{option_string} takes True or False, got {values!r}")
-        negated = (option_string or "").startswith("--no-")
-        setattr(namespace, self.dest, words[word] != negated)
-
-
-class RefusedFlag(argparse.Action):
-    """A flag of the original that is an error here; its `const` says why and what to use."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, values)
-        namespace.refused = [*namespace.refused, f"{self.option_strings[0]}: {self.const}"]
 
 
 def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -353,36 +328,6 @@ def subject_scales(args: argparse.Namespace, names: dict[str, str]) -> dict[str,
             f"--subject_scales must give one number in (0, 1] for each of {', '.join(names)}"
         )
     return scales
-
-
-def id_table(words: list[str], flag: str, problems: list[str]) -> dict[str, str]:
-    """Read the ID=TEXT words of a flag; add what is wrong with them to problems."""
-    table: dict[str, str] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if not key.strip() or not value.strip():
-            problems.append(f'{flag} {word}: write it as ID="text"')
-        elif key in table:
-            problems.append(f"{flag}: {key} is given twice")
-        table[key] = value.strip()
-    return table
-
-
-def id_numbers(
-    words: list[str], flag: str, ids: Collection[str], problems: list[str]
-) -> dict[str, float]:
-    """Read a flag's ID=NUMBER words, one for each id; add what is wrong with them to problems."""
-    numbers = {}
-    for key, text in id_table(words, flag, problems).items():
-        try:
-            numbers[key] = float(text)
-        except ValueError:
-            numbers[key] = math.nan
-        if not math.isfinite(numbers[key]):
-            problems.append(f"{flag} {key}={text}: not a number")
-    if numbers.keys() != set(ids):
-        problems.append(f"{flag}: give one number for each of {', '.join(ids)}")
-    return numbers
 
 
 def resolve_mixed_precision(

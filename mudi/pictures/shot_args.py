@@ -5,8 +5,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from mudi.args import id_numbers
-from mudi.checks import looks_local, unwritable
+from mudi.ground.files import unwritable
+from mudi.ground.flags import id_numbers, looks_local
 from mudi.metadata import MetadataError, Subjects, load_subjects
 
 SIZE_UNIT = 8  # px; the stock pipelines take no other sizes

@@ -13,7 +13,7 @@ import requests
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
-from mudi.files import replace_file
+from mudi.ground.files import replace_file
 
 CHUNK = 1 << 13  # bytes; what a break may lose, as a chunk comes whole or not at all
 MAX_WAIT = 120.0  # seconds, whatever a server's Retry-After asks for

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from mudi.args import DTYPES
-from mudi.checks import MODEL_INDEX, SetupError, model_folder_complaints, told_in_one_line
+from mudi.ground.errors import SetupError, told_in_one_line
+from mudi.ground.flags import DTYPES, MODEL_INDEX, model_folder_complaints
 
 BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model_name_or_path"
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"

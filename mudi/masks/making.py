@@ -5,22 +5,22 @@ results = make_masks(jobs, masker)
 result_sheet(results).show()
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from mudi import segment
+from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import Box, ImageError, load_mask, load_rgb
-from mudi.masking import Job, is_plausible, write_mask
-from mudi.preview import contact_sheet, outline
+from mudi.masks import segment
+from mudi.masks.folder import Job, is_plausible, write_mask
 
 BOX_COLOUR = (255, 160, 0)
 SEEN_SIDE = 640  # px, of the pictures kept for the sheet
 
-Point = tuple[int, int]
+Point = Sequence[int]  # x, y (px)
 
 
 class UnresolvedError(Exception):
@@ -138,8 +138,8 @@ def _box_by_hand(
 def make_masks(
     jobs: list[Job],
     masker: Masker,
-    boxes: dict[str, Sequence[float]] | None = None,
-    points: dict[str, list[Point]] | None = None,
+    boxes: Mapping[str, Sequence[float]] | None = None,
+    points: Mapping[str, Sequence[Point]] | None = None,
     overwrite: bool = False,
 ) -> list[Result]:
     """Make the masks that are missing, and anew those of photos with a box or points by hand.

@@ -1,7 +1,7 @@
 """A folder of photos, their masks and metadata; and the flags that say how masks are made.
 
 jobs = find_jobs(folder, ids, problems)
-results = make_masks(jobs, Masker(*load_models(...), queries))  # of mudi.masker
+results = make_masks(jobs, Masker(*load_models(...), queries))  # of mudi.masks.making
 write_metadata(folder, jobs, names)
 """
 
@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from segment_anything import sam_model_registry
 
-from mudi import segment
-from mudi.files import replace_file
+from mudi.ground.files import replace_file, write_records
+from mudi.masks import segment
 from mudi.metadata import (
     MAX_FOREGROUND,
     MIN_FOREGROUND,
@@ -26,7 +26,6 @@ from mudi.metadata import (
     file_problem,
     load_subjects,
     read_records,
-    write_records,
 )
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}

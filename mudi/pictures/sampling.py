@@ -26,7 +26,8 @@ from diffusers import (
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mudi.flux import pack
+from mudi.backbones.flux import pack
+from mudi.ground.sheets import COLOURS, contact_sheet
 from mudi.images import load_mask, load_rgb
 from mudi.init_noise import (
     Layout,
@@ -40,9 +41,8 @@ from mudi.init_noise import (
     subject_latents,
 )
 from mudi.metadata import Photo, Subjects
-from mudi.preview import COLOURS, contact_sheet
+from mudi.pictures.shot_args import named_subjects
 from mudi.segmix import Cutout, cut_out
-from mudi.shot_args import named_subjects
 
 SCHEDULERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,

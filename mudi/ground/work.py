@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from mudi.metadata import write_records
+from mudi.ground.files import write_records
 
 Item = TypeVar("Item")
 

@@ -6,10 +6,7 @@ Knows no torch.
 import argparse
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import perm
@@ -17,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from mudi import segmix
-from mudi.args import NO_DATASETS, PRIOR_POINTER, TRACKERS, subject_scales, trackers
-from mudi.checkpoints import resolve_resume
-from mudi.lora_files import LoraFileError, outline
-from mudi.metadata import MetadataError, Photo, Subjects, load_subjects
+from mudi.ground.errors import refuse
+from mudi.ground.files import unwritable
+from mudi.ground.flags import MODEL_INDEX, model_folder_complaints
+from mudi.ground.lora_names import LoraFileError, outline
+from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
+from mudi.training.args import NO_DATASETS, PRIOR_POINTER, TRACKERS, subject_scales, trackers
+from mudi.training.checkpoints import resolve_resume
 
-MODEL_INDEX = "model_index.json"
 DEFAULT_CAPTION_KEY = "text"
-PRIOR_FILENAME = "class_metadata.jsonl"
 MAX_PROMPTS = 2000  # each is encoded once and kept; SDXL's take 0.3 MB apiece in half precision
 
 logger = logging.getLogger("mudi")
-
-
-class SetupError(SystemExit):
-    """Ends the program with one line: something about the machine or the flags forbids the run."""
 
 
 @dataclass(frozen=True)
@@ -141,27 +135,6 @@ def _start_complaints(args: argparse.Namespace, family: str) -> list[str]:
     return found
 
 
-def looks_local(name: str) -> bool:
-    """Say whether a name can only be meant as a path; a hub id is <owner>/<name>."""
-    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
-
-
-def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
-    """Complain about a local path that is no model folder; a hub id is left to the hub.
-
-    Args:
-        index: the file that makes a folder a model's.
-    """
-    path = Path(name)
-    if path.is_dir():
-        if (path / index).is_file():
-            return []
-        return [f"{flag} {name}: the folder has no {index}, so it holds no diffusers model"]
-    if path.exists() or looks_local(name):
-        return [f"{flag} {name}: no such folder (nor a hub id, which is <owner>/<name>)"]
-    return []
-
-
 def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
     found = []
     if not args.instance_data_dir and not args.refused:
@@ -226,37 +199,6 @@ def _output_complaints(args: argparse.Namespace) -> list[str]:
         except ValueError as error:
             found.append(f"--resume_from_checkpoint: {error}")
     return found
-
-
-def unwritable(folder: Path) -> str | None:
-    """Say why a folder can't be made or written, or return None."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        return f"{existing} is a file"
-    return None if os.access(existing, os.W_OK) else f"{existing} cannot be written"
-
-
-@contextmanager
-def told_in_one_line(flag: str, name: str) -> Iterator[None]:
-    """Turn a failure to load what a flag names into one line.
-
-    Raises:
-        SetupError: in place of OSError and ValueError.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{flag} {name}: {str(error).splitlines()[0]}") from error
-
-
-def refuse(complaints: list[str]) -> None:
-    """Stop the program with all complaints, one a line, if there are any."""
-    if not complaints:
-        return
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        raise SystemExit(1)  # the first process tells them
-    count = f"{len(complaints)} problem{'s' * (len(complaints) > 1)}"
-    raise SystemExit(f"{count}; nothing was loaded:\n" + "\n".join(complaints))
 
 
 def load_data(args: argparse.Namespace, style: SegMixStyle, complaints: list[str]) -> Data:

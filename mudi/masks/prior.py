@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from mudi.checks import PRIOR_FILENAME, SetupError
-from mudi.masking import MASK_PREFIX
-from mudi.metadata import MetadataError, load_subjects, read_records, write_records
-from mudi.work import Journal
+from mudi.ground.errors import SetupError
+from mudi.ground.files import write_records
+from mudi.ground.work import Journal
+from mudi.masks.folder import MASK_PREFIX
+from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects, read_records
 
 DEFAULT_ID = "a"  # its files keep the original's names, img_<i>.png and mask_<i>.png
 SETTINGS = (  # with the query, what a try follows from

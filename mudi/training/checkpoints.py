@@ -1,6 +1,6 @@
 """Resumable states: `checkpoint-<step>/` folders, complete or absent.
 
-Knows no torch; what is inside is written by `accelerate` and `mudi.lora` (see mudi.runtime).
+Knows no torch; what is inside is written by `accelerate` and `mudi.lora` (see .runtime).
 """
 
 import json
@@ -48,12 +48,3 @@ def resolve_resume(output_dir: Path, wish: str) -> Path | None:
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return what the run that wrote the checkpoint said of itself."""
     return json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
-
-
-def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say which of the run's settings differ from the checkpoint's, one line each."""
-    return [
-        f"{key} was {saved.get(key)!r} and is {value!r}"
-        for key, value in now.items()
-        if saved.get(key) != value
-    ]

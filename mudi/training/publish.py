@@ -11,10 +11,10 @@ from accelerate.logging import get_logger
 from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from mudi.files import write_text
+from mudi.ground.files import write_text
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import Subjects
-from mudi.saving import save_results
+from mudi.training.saving import save_results
 
 logger = get_logger("mudi")
 

@@ -1,10 +1,12 @@
 """Files and folders that appear complete or not at all, whenever the process is killed."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -92,3 +94,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Say why a folder can't be made or written, or return None."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    return None if os.access(existing, os.W_OK) else f"{existing} cannot be written"
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, complete or not at all."""
+    lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
+    write_text(path, "".join(lines))

@@ -26,17 +26,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mudi.args import CACHED_CROPS, resolve_mixed_precision, trackers
-from mudi.checkpoints import checkpoints, differences, read_state, resolve_resume, step_of
-from mudi.checks import SetupError, load_data
-from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset
+from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
-from mudi.files import clean_up, write_image
+from mudi.ground.errors import SetupError
+from mudi.ground.files import clean_up, write_image
+from mudi.ground.flags import differences
 from mudi.metadata import Subjects
-from mudi.preview import collage_sheet
-from mudi.publish import check_login
-from mudi.saving import public_arguments
 from mudi.segmix import SegMixStyle
+from mudi.training.args import CACHED_CROPS, resolve_mixed_precision, trackers
+from mudi.training.checkpoints import checkpoints, read_state, resolve_resume, step_of
+from mudi.training.checks import load_data
+from mudi.training.publish import check_login
+from mudi.training.saving import public_arguments
 
 COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 from mudi import lora
-from mudi.checkpoints import STATE_NAME, checkpoints, differences, read_state, step_of
-from mudi.files import TEMPORARY, finish_folder, remove_folder, temporary_folder, write_text
+from mudi.ground.files import TEMPORARY, finish_folder, remove_folder, temporary_folder, write_text
+from mudi.ground.flags import differences
+from mudi.training.checkpoints import STATE_NAME, checkpoints, read_state, step_of
 
 ARGUMENTS_NAME = "run_arguments.json"
 SECRETS = ("hub_token",)  # arguments that are never written or logged

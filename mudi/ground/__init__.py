@@ -1,0 +1,1 @@
+"""Files, work, errors, flags, sheets, LoRA names: knows nothing of the method."""

@@ -1,0 +1,1 @@
+"""Pictures from mean-shifted noise: pipelines, shots, sampling, the chat model."""

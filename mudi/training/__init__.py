@@ -1,0 +1,1 @@
+"""What the training scripts share: flags, checks, the run, optimizers, checkpoints, results."""
