@@ -173,7 +173,7 @@ def _made_mask(job: Job) -> np.ndarray:
         ) from error
 
 
-def _by_hand(job: Job, table: dict | None):
+def _by_hand(job: Job, table: Mapping | None):
     """Return what a table by photo holds for this one."""
     return (table or {}).get(job.name) or (table or {}).get(job.photo.name)
 

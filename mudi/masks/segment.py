@@ -42,7 +42,7 @@ class Segmenter(Protocol):
     """Makes a mask (H, W) bool of what a box holds, or of what the points lie on."""
 
     def __call__(
-        self, image: Image.Image, box: Box | None, points: Sequence[tuple[int, int]] = ()
+        self, image: Image.Image, box: Box | None, points: Sequence[Sequence[int]] = ()
     ) -> np.ndarray: ...
 
 
@@ -174,7 +174,7 @@ class SamSegmenter:
         self._predictor = SamPredictor(model.to(device).eval())
 
     def __call__(
-        self, image: Image.Image, box: Box | None, points: Sequence[tuple[int, int]] = ()
+        self, image: Image.Image, box: Box | None, points: Sequence[Sequence[int]] = ()
     ) -> np.ndarray:
         self._predictor.set_image(np.asarray(image))
         masks, _, _ = self._predictor.predict(
@@ -195,7 +195,7 @@ def differs_from_border(image: Image.Image) -> np.ndarray:
 
 
 def foreground_segmenter(
-    image: Image.Image, box: Box | None, points: Sequence[tuple[int, int]] = ()
+    image: Image.Image, box: Box | None, points: Sequence[Sequence[int]] = ()
 ) -> np.ndarray:
     """Return what differs from the border's colour inside the box; needs no weights.
 
