@@ -19,8 +19,6 @@ from segment_anything import sam_model_registry
 from mudi import segment
 from mudi.files import replace_file
 from mudi.metadata import (
-    MAX_FOREGROUND,
-    MIN_FOREGROUND,
     NO_NAMES,
     MetadataError,
     file_problem,
@@ -28,6 +26,7 @@ from mudi.metadata import (
     read_records,
     write_records,
 )
+from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 METADATA = "metadata.jsonl"
