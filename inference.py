@@ -200,7 +200,7 @@ def read_layouts(
             layout = load_layout(path, names)
             for subject, photo in zip(ids, layout.photos, strict=False):
                 if photo is not None:
-                    photo_named(photo, subjects.photos_of(subject))
+                    photo_named(photo, subjects.photos_of(subject), subjects.folder)
         except (LlmError, LayoutError, SamplingError) as error:
             raise SetupError(f"--layout {args.layout}: {error}") from error
         layouts.append(layout)

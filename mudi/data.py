@@ -196,12 +196,12 @@ class SegMixDataset(Dataset):
     def prompts(self) -> list[str]:
         """Return every prompt that a draw can have, each once, in a fixed order."""
         opt = self.options
-        found = [photo.caption for photo in self.subjects.photos]
+        found = [caption for photo in self.subjects.photos for caption in photo.captions]
         mixing = opt.segmix_prob > 0
         if mixing:
             found += _collage_prompts(self.subjects.names, opt.num_subjects, self._style)
         if self.prior:
-            found += [photo.caption for photo in self.prior.photos]
+            found += [caption for photo in self.prior.photos for caption in photo.captions]
         if self.prior and mixing:
             names = self._prior_names
             same = {f"{key} again": name for key, name in names.items()} if len(names) == 1 else {}
@@ -220,7 +220,8 @@ class SegMixDataset(Dataset):
         conditioning = Conditioning(height, width, top, left)
         again = self.options.num_crops is not None
         key = (str(photo.image), left, top, flipped) if again else None
-        return Sample(pixels, everywhere, photo.caption, conditioning, mixed=False, key=key)
+        caption = rng.choice(photo.captions) if photo.more_captions else photo.caption
+        return Sample(pixels, everywhere, caption, conditioning, mixed=False, key=key)
 
     def _crop(self, room_x: int, room_y: int, rng: random.Random) -> tuple[int, int]:
         """Return left and top of the crop; one of the two rooms is 0."""
@@ -242,7 +243,7 @@ class SegMixDataset(Dataset):
     def _mix_prior(self, photo: Photo, rng: random.Random) -> Sample:
         others = [s for s in self._prior_by_subject if s != photo.subject] or [photo.subject]
         photos = [photo, rng.choice(self._prior_by_subject[rng.choice(others)])]
-        return self._collage(photos, self._prior_names, rng, None, shared_top=True)
+        return self._collage(photos, self._prior_names, rng, None, in_a_row=True)
 
     def _collage(
         self,
@@ -250,7 +251,7 @@ class SegMixDataset(Dataset):
         names: dict[str, str],
         rng: random.Random,
         scales: list[float] | None,
-        shared_top: bool = False,
+        in_a_row: bool = False,
     ) -> Sample:
         opt = self.options
         cutouts = [self._cutout(photo.image, photo.mask) for photo in photos]
@@ -259,7 +260,7 @@ class SegMixDataset(Dataset):
         if self._cut_mix:
             collage = segmix.compose_cutmix(cutouts, rng)
         else:
-            collage = segmix.compose(cutouts, opt.resolution, opt.style, rng, scales, shared_top)
+            collage = segmix.compose(cutouts, opt.resolution, opt.style, rng, scales, in_a_row)
         prompt = segmix.collage_prompt(
             self._style, [names[photo.subject] for photo in photos], collage.background
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mudi.layouts import Layout, LayoutError, UnitBox, box_problems
+from mudi.texts import folded
 
 PIXELS_ABOVE = 2.0  # a larger coordinate can't be meant as a fraction
 CANVAS_SIDES = (100, 512, 768, 1024, 1536, 2048, 4096)  # px; 100 stands for per cent
@@ -263,7 +264,7 @@ def _index(name: Any, names: Sequence[str]) -> int | None:
 
 
 def _plain(name: Any) -> str:
-    return _ARTICLE.sub("", " ".join(str(name).casefold().split()))
+    return _ARTICLE.sub("", folded(str(name)).casefold())
 
 
 def _corners(name: str, box: Any) -> tuple[float, float, float, float]:

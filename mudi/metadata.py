@@ -8,22 +8,23 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mudi.images import FOREGROUND_LEVEL, ImageError, load_gray, load_rgb
+from mudi.photo_checks import check_photos
+from mudi.texts import find_file, folded, has_half_character
 
 PRIOR_FILENAME = "class_metadata.jsonl"
-MIN_FOREGROUND = 0.001  # of the pixels; JPEG noise alone can pass FOREGROUND_LEVEL here and there
-MAX_FOREGROUND = 0.999
 FEW_PHOTOS = 3
 NO_NAMES = (
     "the first line must name the subjects, as in "
     '{"id": {"a": "<rare token> <noun>", "b": "<rare token> <noun>"}}'
 )
 NO_TEXT = '"{}" must be a non-empty text'
+HALF_CHARACTER = (
+    'holds half a character (such as "\\ud83d", a lone half of an emoji); mend the line'
+)
 FILES = {"file_name": "photo", "mask_path": "mask"}  # what a line's keys name
 
 
@@ -37,21 +38,32 @@ class MetadataError(ValueError):
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of one subject; `subject` is an id of `Subjects.names`."""
+    """One photo of one subject; `subject` is an id of `Subjects.names`.
+
+    Attributes:
+        caption: its first caption.
+        more_captions: others, of which a training draws one a time.
+    """
 
     image: Path
     mask: Path
     caption: str
     subject: str
+    more_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return (self.caption, *self.more_captions)
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """A data folder: `names` maps id -> prompt name, in the file's order."""
+    """A data folder: `names` maps id -> prompt name, folded, in the file's order."""
 
     names: dict[str, str]
     photos: list[Photo]
     warnings: tuple[str, ...] = ()
+    folder: Path = Path()
 
     def photos_of(self, subject: str) -> list[Photo]:
         return [photo for photo in self.photos if photo.subject == subject]
@@ -62,6 +74,7 @@ def load_subjects(
     filename: str = "metadata.jsonl",
     min_subjects: int = 1,
     caption_key: str = "text",
+    resolution: int | None = None,
 ) -> Subjects:
     """Read and check a data folder; every photo and mask is decoded once.
 
@@ -69,7 +82,8 @@ def load_subjects(
         folder: the directory with the metadata file, the photos and the masks.
         filename: "metadata.jsonl", or "class_metadata.jsonl" for a prior set.
         min_subjects: 2 where Seg-Mix is on.
-        caption_key: key of the caption in the photo lines.
+        caption_key: key of the caption, or the list of captions, in the photo lines.
+        resolution: side of the training samples (px); None: there is no training.
 
     Raises:
         MetadataError: lists every problem as "file:line: what; what to do".
@@ -79,31 +93,35 @@ def load_subjects(
     reader = _Reader(path, caption_key)
     reader.read(lines)
     reader.check_subjects(min_subjects)
-    reader.check_images()
+    reader.check_images(resolution)
     if reader.problems:
         raise MetadataError([text for _, text in sorted(reader.problems, key=lambda item: item[0])])
     photos = [photo for _, photo in reader.photos]
-    return Subjects(reader.names, photos, tuple(_warnings(path, reader)))
+    return Subjects(reader.names, photos, tuple(_warnings(path, reader)), path.parent)
 
 
 def read_records(path: Path) -> list[dict]:
-    """Return the objects of a file of JSON lines, unchecked; none where there is no file.
+    """Return the objects of a file of JSON lines; none where there is no file.
+
+    Their ids (but the first line's, which may be the table of names) and file names are texts where
+    they are there at all; nothing else is checked.
 
     Raises:
-        MetadataError: lists the lines that are no JSON object.
+        MetadataError: lists what is wrong.
     """
     if not path.is_file():
         return []
-    records, problems = [], []
+    records: list[dict] = []
+    problems: list[str] = []
     for number, line in _read_lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{path}:{number}: broken JSON ({error.msg}); mend the line")
-            continue
-        if not isinstance(record, dict):
-            problems.append(f"{path}:{number}: not a JSON object; mend the line")
-        records.append(record)
+        record, found = _parse(line)
+        if record is not None:
+            texts = [key for key in (*FILES, "id") if key in record]
+            if not records and isinstance(record.get("id"), dict):
+                texts.remove("id")
+            found += [NO_TEXT.format(key) for key in texts if not _is_text(record[key])]
+            records.append(record)
+        problems += [f"{path}:{number}: {problem}" for problem in found]
     if problems:
         raise MetadataError(problems)
     return records
@@ -113,6 +131,8 @@ def file_problem(key: str, name: object) -> str | None:
     """Say why a line's "file_name" or "mask_path" can't be in its folder, or return None."""
     if not _is_text(name):
         return NO_TEXT.format(key)
+    if has_half_character(name):
+        return f'"{key}" {HALF_CHARACTER}'
     if Path(name).is_absolute() or Path(os.path.normpath(name)).parts[:1] == ("..",):
         return f'{FILES[key]} "{name}" lies outside the folder; move it inside'
     return None
@@ -134,6 +154,30 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
+def _parse(text: str) -> tuple[dict | None, list[str]]:
+    """Return a line's JSON object, if it is one, and what is wrong with it."""
+    repeated: list[str] = []
+
+    def pairs_to_dict(pairs: list[tuple[str, object]]) -> dict:
+        counts = Counter(key for key, _ in pairs)
+        repeated.extend(key for key, count in counts.items() if count > 1)
+        return dict(pairs)
+
+    try:
+        record = json.loads(text, object_pairs_hook=pairs_to_dict)
+        halved = has_half_character(json.dumps(record, ensure_ascii=False))
+    except json.JSONDecodeError as error:
+        return None, [f"broken JSON ({error.msg} at column {error.colno}); mend the line"]
+    except (ValueError, RecursionError) as error:  # a number or a nesting without end
+        return None, [f"broken JSON ({error}); mend the line"]
+    if halved:
+        return None, [HALF_CHARACTER]
+    problems = [f'"{key}" stands twice in this line; keep one' for key in repeated]
+    if isinstance(record, dict):
+        return record, problems
+    return None, [*problems, 'not a JSON object; a line looks like {"id": …, "file_name": …}']
+
+
 class _Reader:
     """Gathers names, photos and problems; a problem is (line number, text), sorted at the end."""
 
@@ -144,6 +188,7 @@ class _Reader:
         self.header_line = 1
         self.photos: list[tuple[int, Photo]] = []
         self.files: list[tuple[int, Path | None, Path | None]] = []
+        self.warnings: list[str] = []
         self.subject_lines: Counter[str] = Counter()
         self.problems: list[tuple[int, str]] = []
 
@@ -164,26 +209,9 @@ class _Reader:
                 self._read_photo(line, record, ids_known=readable)
 
     def _parse(self, line: int, text: str) -> dict | None:
-        repeated: list[str] = []
-
-        def pairs_to_dict(pairs: list[tuple[str, object]]) -> dict:
-            counts = Counter(key for key, _ in pairs)
-            repeated.extend(key for key, count in counts.items() if count > 1)
-            return dict(pairs)
-
-        try:
-            record = json.loads(text, object_pairs_hook=pairs_to_dict)
-        except json.JSONDecodeError as error:
-            self.complain(line, f"broken JSON ({error.msg} at column {error.colno}); mend the line")
-            return None
-        except (ValueError, RecursionError) as error:  # a number or a nesting without end
-            self.complain(line, f"broken JSON ({error}); mend the line")
-            return None
-        for key in repeated:
-            self.complain(line, f'"{key}" stands twice in this line; keep one')
-        if not isinstance(record, dict):
-            self.complain(line, 'not a JSON object; a line looks like {"id": …, "file_name": …}')
-            return None
+        record, problems = _parse(text)
+        for problem in problems:
+            self.complain(line, problem)
         return record
 
     def _read_names(self, line: int, record: dict) -> None:
@@ -194,14 +222,16 @@ class _Reader:
         for subject, name in names.items():
             if not subject.strip() or not isinstance(name, str) or not name.strip():
                 self.complain(line, f'subject "{subject}" needs a name (a non-empty text)')
-        self.names = {subject: str(name).strip() for subject, name in names.items()}
+        self.names = {subject: folded(str(name)) for subject, name in names.items()}
 
     def _read_photo(self, line: int, record: dict, ids_known: bool) -> None:
         missing = [k for k in ("id", *FILES, self.caption_key) if k not in record]
         for key in missing:
             self.complain(line, f'no "{key}"; add it to the line')
-        texts = ("id", self.caption_key)
-        wrong = [key for key in texts if key in record and not _is_text(record[key])]
+        captions = _captions(record.get(self.caption_key))
+        wrong = [key for key in ("id",) if key in record and not _is_text(record[key])]
+        if self.caption_key in record and not captions:
+            wrong.append(self.caption_key)
         for key in wrong:
             hint = " (a second subjects line? there is one, the first)" if key == "id" else ""
             self.complain(line, NO_TEXT.format(key) + hint)
@@ -216,17 +246,17 @@ class _Reader:
         self.files.append((line, image, mask))
         if missing or wrong or image is None or mask is None or subject not in self.names:
             return
-        self.photos.append((line, Photo(image, mask, record[self.caption_key], subject)))
+        self.photos.append((line, Photo(image, mask, captions[0], subject, captions[1:])))
 
     def _file(self, line: int, key: str, name: Any) -> Path | None:
         """Return the file that a line names, or complain and return None."""
         problem = file_problem(key, name)
-        if problem is None and not _is_file(self.path.parent / name):
+        path = None if problem else find_file(self.path.parent, name)
+        if problem is None and path is None:
             problem = f'no such {FILES[key]}: "{name}"; mend "{key}" or add the file'
         if problem is not None:
             self.complain(line, problem)
-            return None
-        return self.path.parent / name
+        return path
 
     def check_subjects(self, min_subjects: int) -> None:
         if self.names and len(self.names) < min_subjects:
@@ -240,62 +270,28 @@ class _Reader:
                 what = f'subject "{subject}" ({name}) has no photo'
                 self.complain(self.header_line, f"{what}; add its lines or drop it")
 
-    def check_images(self) -> None:
-        """Decode all photos and masks; Pillow's decoders release the GIL, so threads help."""
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            complaints = pool.map(lambda item: list(_image_problems(*item[1:])), self.files)
-            for (line, *_), found in zip(self.files, complaints, strict=True):
-                for text in found:
-                    self.complain(line, text)
+    def check_images(self, resolution: int | None) -> None:
+        found = check_photos([(photo, mask) for _, photo, mask in self.files], resolution)
+        for (line, *_), (problems, warnings) in zip(self.files, found, strict=True):
+            for text in problems:
+                self.complain(line, text)
+            self.warnings += [f"{self.path}:{line}: {text}" for text in warnings]
 
 
 def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than the file system takes
-        return False
-
-
-def _image_problems(image: Path | None, mask: Path | None) -> Iterator[str]:
-    """Check the files that a line names and that exist, whatever else is wrong with the line."""
-    size = gray = None
-    if image is not None:
-        try:
-            size = load_rgb(image).size
-        except ImageError as error:
-            yield f'photo "{image.name}" {error}'
-    if mask is not None:
-        try:
-            gray = load_gray(mask)
-        except ImageError as error:
-            yield f'mask "{mask.name}" {error}'
-    if mask is None or gray is None:
-        return
-    mask_size = (gray.shape[1], gray.shape[0])
-    if image is not None and size is not None and mask_size != size:
-        yield (
-            f'mask "{mask.name}" is {mask_size[0]}x{mask_size[1]}, its photo '
-            f'"{image.name}" {size[0]}x{size[1]} (after EXIF rotation); make them equal'
-        )
-    foreground = float((gray > FOREGROUND_LEVEL).mean())
-    if foreground < MIN_FOREGROUND:
-        yield (
-            f'mask "{mask.name}" has {foreground:.2%} foreground (pixels above '
-            f"{FOREGROUND_LEVEL}; its brightest is {gray.max()}); the subject must be white (255)"
-        )
-    elif foreground > MAX_FOREGROUND:
-        yield (
-            f'mask "{mask.name}" is foreground all over ({foreground:.2%}); '
-            "the background must be black (0)"
-        )
+def _captions(value: object) -> tuple[str, ...]:
+    """Return the caption, or the list of captions; none where anything else is given."""
+    given = value if isinstance(value, list) else [value]
+    texts = tuple(text for text in given if _is_text(text))
+    return texts if len(texts) == len(given) else ()
 
 
 def _warnings(path: Path, reader: _Reader) -> Iterator[str]:
     """What is legal but unwise."""
+    yield from reader.warnings
     for subject, name in reader.names.items():
         count = reader.subject_lines[subject]
         if count < FEW_PHOTOS:
@@ -308,5 +304,5 @@ def _warnings(path: Path, reader: _Reader) -> Iterator[str]:
             yield f'{path}:{line}: "{photo.image.name}" is the photo of line {first_line[digest]}'
         first_line.setdefault(digest, line)
         name = reader.names[photo.subject]
-        if name.lower() not in photo.caption.lower():
+        if any(name.lower() not in folded(caption).lower() for caption in photo.captions):
             yield f'{path}:{line}: the caption lacks its subject\'s name "{name}"'

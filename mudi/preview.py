@@ -7,6 +7,7 @@ its prompt below.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from mudi.data import SampleOptions, SegMixDataset, collage_sheet
@@ -41,13 +42,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     try:
         subjects = load_subjects(
-            args.instance_data_dir, min_subjects=2, caption_key=args.caption_column
+            args.instance_data_dir,
+            min_subjects=2,
+            caption_key=args.caption_column,
+            resolution=args.resolution,
         )
         scales = subject_scales(args, subjects.names)
     except MetadataError as error:
         refuse(error.problems)
     except ValueError as error:
         refuse([str(error)])
+    for warning in subjects.warnings:
+        print(warning, file=sys.stderr)
     options = SampleOptions(
         resolution=args.resolution,
         style=STYLES[args.style],

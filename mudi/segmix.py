@@ -180,7 +180,7 @@ def compose(
     style: SegMixStyle,
     rng: random.Random,
     scales: Sequence[float] | None = None,
-    shared_top: bool = False,
+    in_a_row: bool = False,
 ) -> Collage:
     """Place k >= 2 cut-outs at random on a plain square canvas (Seg-Mix, steps 2 to 5).
 
@@ -195,7 +195,8 @@ def compose(
         rng: source of every random choice.
         scales: fixed fraction of the largest scale, one a cut-out, each in (0, 1];
             None draws each uniformly from [style.shrink, 1].
-        shared_top: give all the same top edge (the prior's collages).
+        in_a_row: as the prior's collages, from left to right in the order given, all with the same
+            top edge; who is in front is random still.
 
     Raises:
         ValueError: fewer than two cut-outs, or no room for so many.
@@ -212,12 +213,12 @@ def compose(
         scale = fraction * largest_scale(cutout, size, style, count)
         placed.append(resize(cutout, scale))
 
-    columns = rng.sample(range(count), count)
+    columns = range(count) if in_a_row else rng.sample(range(count), count)
     lefts = [
         _draw_left(column, count, cutout.width, size, style, rng)
         for column, cutout in zip(columns, placed, strict=True)
     ]
-    if shared_top:
+    if in_a_row:
         tops = [rng.randint(0, size - max(cutout.height for cutout in placed))] * count
     else:
         tops = [rng.randint(0, size - cutout.height) for cutout in placed]

@@ -296,6 +296,31 @@ def test_a_single_class_is_mixed_with_itself(tmp_path, subjects):
     assert sample.prompt in dataset.prompts()
 
 
+def test_one_of_several_captions_is_drawn_a_time(folder):
+    captions = ["A olis robot.", "One olis robot on a table.", "A photo of a olis robot."]
+    folder.lines[1]["text"] = captions
+    folder.save()
+    dataset = SegMixDataset(load_subjects(folder.path), NEVER)
+    counts = Counter(dataset[draw][0].prompt for draw in draws(300))
+    assert set(counts) == set(captions) and all(abs(n - 100) < 35 for n in counts.values())
+    assert dataset.prompts()[:4] == [*captions, "A photo of a olis robot, number 1."]
+    assert {dataset[draw][0].prompt for draw in draws(20, photo=1)} == {dataset.prompts()[3]}
+
+
+def test_a_prior_collage_has_the_drawn_class_at_the_left_and_first(tmp_path, subjects):
+    prior = make_prior(tmp_path / "prior")
+    for photo, colour in zip(prior.photos, COLOURS[:1] * 4 + COLOURS[1:2] * 4, strict=True):
+        Image.new("RGB", (WIDTH, HEIGHT), colour).save(photo.image)
+    dataset = SegMixDataset(subjects, replace(ALWAYS, resolution=64), prior)
+    for place, (drawn, other) in ((0, (0, 1)), (3, (1, 0))):
+        for draw in draws(30, photo=place):
+            _, sample = dataset[draw]
+            first, second = (list(CLASSES.values())[i] for i in (drawn, other))
+            assert sample.prompt == f"a photo of a {first} and a {second}, simple background."
+            left = first_column(sample.pixels, COLOURS[drawn])
+            assert left < first_column(sample.pixels, COLOURS[other])
+
+
 def top_edges(mask: np.ndarray) -> set[int]:
     """Return the first painted row of every painted column."""
     return set(mask.argmax(axis=0)[mask.any(axis=0)].tolist())
@@ -334,7 +359,7 @@ def test_limit_prior_spreads_the_pictures_over_the_classes(tmp_path):
 class Combined(SegMixDataset):
     """Tells which photos a collage combines, in place of painting it."""
 
-    def _collage(self, photos, names, rng, scales, shared_top=False):
+    def _collage(self, photos, names, rng, scales, in_a_row=False):
         told = " ".join(photo.image.stem for photo in photos)
         nothing = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), bool)
         return Sample(*nothing, told, Conditioning(0, 0, 0, 0), mixed=True)

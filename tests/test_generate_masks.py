@@ -374,7 +374,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_a_model_is_loaded(
     [
         ("../x.png", 'a0.png: mask "../x.png" lies outside the folder; move it inside'),
         ("/x.png", 'mask "/x.png" lies outside the folder'),
-        (5, 'a0.png: "mask_path" must be a non-empty text'),
+        (5, 'metadata.jsonl:2: "mask_path" must be a non-empty text'),
         ("a0.png", "its mask a0.png is another photo's"),
     ],
 )

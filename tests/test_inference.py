@@ -17,7 +17,7 @@ from training import EXAMPLE, reset_accelerate
 
 import inference
 from detect_and_compare import __main__ as metric
-from mudi.metadata import load_subjects
+from mudi.metadata import Photo, load_subjects
 from mudi.pictures.sampling import (
     Sampler,
     Sampling,
@@ -25,6 +25,7 @@ from mudi.pictures.sampling import (
     Shot,
     Stage,
     load_loras,
+    photo_named,
     set_scheduler,
     signal_unit,
 )
@@ -113,6 +114,12 @@ def test_gamma_moves_the_mean_where_the_subjects_are(backbone, subjects):
 def test_a_prompt_takes_the_subjects_that_it_names(subjects):
     names = {"a": "olis robot", "b": "hta teddy bear", "c": "pll corgi"}
     assert named_subjects("A PLL corgi beside an Olis Robot", names) == ["a", "c"]
+    assert named_subjects("a olis  robot\nand a\u00a0hta\u2003teddy \u202f bear", names) == [
+        "a",
+        "b",
+    ]
+    cafes = {"a": "olis caf\u00e9", "b": "hta cafe"}
+    assert named_subjects("a olis cafe\u0301", cafes) == ["a"]
     bears = {"x": "teddy", "y": "brown teddy", "z": "sks cat"}
     assert named_subjects("a brown teddy and a sks catalogue", bears) == ["y"]
     assert named_subjects("a teddy, a brown teddy", bears) == ["x", "y"]
@@ -219,6 +226,27 @@ def test_loras_work_together_and_scale_0_is_the_base(backbone, run_once, tmp_pat
     assert abs(array(pictures(tmp_path)["000_000.png"]) - picture([40.0])).max() <= 1
 
 
+def test_a_layout_names_a_photo_by_its_path_or_by_a_last_part_that_is_its_own(tmp_path):
+    """Of day1/01.jpg and day2/01.jpg the second is the second; 01.jpg alone could be either."""
+    paths = ["day1/01.jpg", "day2/01.jpg", "day2/02.jpg", "x/day2/02.jpg", "03.jpg", "day1/03.jpg"]
+    paths += ["day1/sub/../caf\u00e9.jpg"]
+    photos = [Photo(tmp_path / path, tmp_path / "mask", "a dog", "a") for path in paths]
+
+    def named(name: str) -> str:
+        return photo_named(name, photos, tmp_path).image.relative_to(tmp_path).as_posix()
+
+    assert named("day2/01.jpg") == named("./day1/../day2/01.jpg") == "day2/01.jpg"
+    assert named("day2/02.jpg") == "day2/02.jpg" and named("x/day2/02.jpg") == "x/day2/02.jpg"
+    assert named("03.jpg") == "03.jpg"
+    assert named("cafe\u0301.jpg") == named("day1/caf\u00e9.jpg") == paths[-1]
+    with pytest.raises(SamplingError, match=r'"01.jpg", which could be day1/01.jpg, day2/01.jpg;'):
+        named("01.jpg")
+    with pytest.raises(
+        SamplingError, match=r'"day3/01.jpg", which is none of the subject\'s: day1'
+    ):
+        named("day3/01.jpg")
+
+
 def test_a_layout_file_places_the_subjects(backbone, tmp_path, subjects):
     path = tmp_path / "layout.json"
     text = {"boxes": BOXES, "front_to_back": list(BOXES), "photos": {"olis robot": "a03.jpg"}}
@@ -232,7 +260,7 @@ def test_a_layout_file_places_the_subjects(backbone, tmp_path, subjects):
     scene = Stage(subjects, (96, 64)).start(shot).scene
     assert scene.boxes[0].bottom == 64 and scene.boxes[0].right <= 48
     path.write_text(json.dumps({**text, "photos": {"olis robot": "b03.jpg"}}))
-    with pytest.raises(SystemExit, match=r'the layout wants the photo "b03.jpg"; .* a00.jpg'):
+    with pytest.raises(SystemExit, match=r'the layout wants the photo "b03.jpg", which .* a00.jpg'):
         run(backbone, tmp_path / "other", "--layout", str(path))
     path.write_text(json.dumps({"boxes": {"olis robot": [0, 0, 1, 1]}}))
     with pytest.raises(SystemExit, match=r"layout.json: .*hta teddy bear"):

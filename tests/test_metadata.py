@@ -2,15 +2,19 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from helpers import HEIGHT, NAMES, ROOT, WIDTH, DataFolder, noise, rectangle
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from mudi.metadata import MetadataError, Photo, load_subjects
+from mudi.metadata import MetadataError, Photo, load_subjects, read_records
+from mudi.texts import folded
 
 
 class Fault(NamedTuple):
@@ -177,6 +181,26 @@ FAULTS = [
         [(f"{META}:3:", "broken JSON", "mend the line")],
     ),
     Fault(
+        "deep nesting", write_line(3, '{"id": ' + "[" * 2000 + "]" * 2000 + "}"),
+        [(f"{META}:3:", "broken JSON", "mend the line")],
+    ),
+    Fault(
+        "half an emoji in a caption", change(3, text="A photo of a olis robot \ud83d."),
+        [(f"{META}:3:", "holds half a character", "mend the line")],
+    ),
+    Fault(
+        "half an emoji in a file name", change(3, file_name="\ude00.jpg"),
+        [(f"{META}:3:", "holds half a character", "mend the line")],
+    ),
+    Fault(
+        "half an emoji in a name", change(1, id={"a": "olis \ud83d robot", "b": "hta teddy bear"}),
+        [(f"{META}:1:", "holds half a character", "mend the line")],
+    ),
+    Fault(
+        "half an emoji as a key", change(3, **{"\ud83d": 1}),
+        [(f"{META}:3:", "holds half a character", "mend the line")],
+    ),
+    Fault(
         "a list", write_line(4, '["a", "a2.jpg"]'),
         [(f"{META}:4:", "not a JSON object", "a line looks like")],
     ),
@@ -206,6 +230,20 @@ FAULTS = [
     Fault(
         "null mask", change(5, mask_path=None),
         [(f"{META}:5:", '"mask_path"', "must be a non-empty text")],
+    ),
+    Fault(
+        "id a list", change(5, id=["a"]), [(f"{META}:5:", '"id"', "must be a non-empty text")],
+    ),
+    Fault(
+        "file name an object", change(5, file_name={}),
+        [(f"{META}:5:", '"file_name"', "must be a non-empty text")],
+    ),
+    Fault(
+        "no captions", change(5, text=[]), [(f"{META}:5:", '"text"', "must be a non-empty text")],
+    ),
+    Fault(
+        "an empty caption of several", change(5, text=["A hta teddy bear.", " "]),
+        [(f"{META}:5:", '"text"', "must be a non-empty text")],
     ),
     Fault("id a number", change(5, id=1), [(f"{META}:5:", '"id"', "must be a non-empty text")]),
     Fault(
@@ -438,6 +476,71 @@ def test_how_an_editor_saves_the_file_makes_no_difference(folder, write):
     before = load_subjects(folder.path)
     folder.metadata.write_bytes(write(folder.metadata.read_text()))
     assert load_subjects(folder.path) == before
+
+
+def test_a_photo_may_have_several_captions(folder):
+    captions = ["A olis robot.", "a photo of a  olis robot", "Another of a olis\u00a0robot."]
+    change(2, text=captions)(folder)
+    change(3, text=captions[:1])(folder)
+    subjects = load_subjects(folder.path)
+    assert subjects.photos[0].captions == tuple(captions)
+    assert subjects.photos[0].caption == captions[0]
+    assert subjects.photos[1].captions == ("A olis robot.",)
+    assert subjects.warnings == ()
+
+
+def test_names_are_told_apart_as_a_reader_would(folder):
+    """Composed letters and single blanks, in names and in what captions are searched for."""
+    change(1, id={"a": " olis \u00a0cafe\u0301", "b": "hta\tteddy  bear"})(folder)
+    for line in (2, 3, 4):
+        change(line, text="A photo of a olis\u2009 caf\u00e9.")(folder)
+    subjects = load_subjects(folder.path)
+    assert subjects.names == {"a": "olis caf\u00e9", "b": "hta teddy bear"}
+    assert subjects.warnings == ()
+
+
+@pytest.mark.parametrize("on_disk, in_file", [("NFD", "NFC"), ("NFC", "NFD"), ("NFC", "NFC")])
+def test_file_names_that_look_alike_are_alike(folder, on_disk, in_file):
+    """macOS decomposes letters: of "é" in a folder's and a file's name, too."""
+    name = "caf\u00e9 \u00fc/\u00e90.jpg"
+    photo = folder.path / unicodedata.normalize(on_disk, name)
+    photo.parent.mkdir()
+    shutil.move(folder.path / "a0.jpg", photo)
+    change(2, file_name=unicodedata.normalize(in_file, name).replace(" ", "\u00a0"))(folder)
+    assert load_subjects(folder.path).photos[0].image == photo
+
+
+def test_two_files_that_look_alike_are_not_guessed_between(folder):
+    for form in ("NFC", "NFD"):
+        noise().save(folder.path / unicodedata.normalize(form, "\u00e9 0.jpg"))
+    change(2, file_name="\u00e9  0.jpg")(folder)
+    [problem] = problems_of(folder.path)
+    assert 'no such photo: "\u00e9  0.jpg"' in problem
+
+
+words = st.lists(
+    st.text(st.characters(codec="utf-8", categories=["L", "N"]), min_size=1), min_size=1
+)
+blanks = st.text(st.sampled_from(" \t\u00a0\u2003\u202f\u3000"), min_size=1, max_size=3)
+
+
+@given(words, st.data())
+def test_texts_that_look_alike_fold_to_one(parts, data):
+    plain = " ".join(parts)
+    spaced = data.draw(blanks).join(parts) + data.draw(blanks)
+    for form in ("NFC", "NFD"):
+        assert folded(unicodedata.normalize(form, spaced)) == folded(plain)
+    assert folded(folded(spaced)) == folded(spaced)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"id": ["a"]}', '{"file_name": [1], "id": "a"}', "[" * 9999, '"\\ud83d"']
+)
+def test_lines_that_are_read_to_be_written_again_are_checked(tmp_path, line):
+    path = tmp_path / "class_metadata.jsonl"
+    path.write_text('{"id": {"a": "robot"}}\n' + line + "\n")
+    with pytest.raises(MetadataError, match=rf"^{path}:2: "):
+        read_records(path)
 
 
 def test_photos_may_lie_in_sub_folders(folder):

@@ -18,15 +18,8 @@ from segment_anything import sam_model_registry
 
 from mudi.ground.files import replace_file, write_records
 from mudi.masks import segment
-from mudi.metadata import (
-    MAX_FOREGROUND,
-    MIN_FOREGROUND,
-    NO_NAMES,
-    MetadataError,
-    file_problem,
-    load_subjects,
-    read_records,
-)
+from mudi.metadata import NO_NAMES, MetadataError, file_problem, load_subjects, read_records
+from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 METADATA = "metadata.jsonl"

@@ -10,7 +10,8 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ from mudi.init_noise import (
 from mudi.metadata import Photo, Subjects
 from mudi.pictures.shot_args import named_subjects
 from mudi.segmix import Cutout, cut_out
+from mudi.texts import folded
 
 SCHEDULERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
@@ -144,7 +146,7 @@ class Stage:
             )
         for i, name in enumerate(layout.photos):
             if name is not None:
-                chosen[i] = photo_named(name, photos[i])
+                chosen[i] = photo_named(name, photos[i], self.subjects.folder)
         cutouts = [self._cutout(photo) for photo in chosen]
         scene = compose_layout(cutouts, layout, self.size)
         names = tuple(self.subjects.names[subject] for subject in ids)
@@ -248,17 +250,26 @@ def _cutout(photo: Photo) -> Cutout:
     return cut_out(load_rgb(photo.image), load_mask(photo.mask))
 
 
-def photo_named(name: str, photos: list[Photo]) -> Photo:
-    """Return the photo of a subject that a layout names by its file.
+def photo_named(name: str, photos: list[Photo], folder: Path) -> Photo:
+    """Return the photo of a subject that a layout names by its path in the data folder.
+
+    The path's last part alone is good if no other photo of the subject has it.
 
     Raises:
-        SamplingError: there is none.
+        SamplingError: there is none, or more than one.
     """
-    for photo in photos:
-        if photo.image.name == Path(name).name:
-            return photo
-    known = ", ".join(photo.image.name for photo in photos)
-    raise SamplingError(f'the layout wants the photo "{name}"; the subject has {known}')
+    wanted = folded(normpath(name))
+    by_path = {
+        folded(normpath(photo.image.relative_to(folder).as_posix())): photo for photo in photos
+    }
+    if wanted in by_path:
+        return by_path[wanted]
+    named = [path for path in by_path if PurePosixPath(path).name == wanted]
+    if len(named) == 1:
+        return by_path[named[0]]
+    listed = ", ".join(named or by_path)
+    has = f"could be {listed}; write it so" if named else f"is none of the subject's: {listed}"
+    raise SamplingError(f'the layout wants the photo "{name}", which {has}')
 
 
 def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mudi.ground.files import unwritable
 from mudi.ground.flags import id_numbers, looks_local
 from mudi.metadata import MetadataError, Subjects, load_subjects
+from mudi.texts import folded
 
 SIZE_UNIT = 8  # px; the stock pipelines take no other sizes
 RANDOM, LLM = "random", "llm"  # values of --layout that are no file
@@ -17,11 +18,12 @@ def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
     """Return the ids of the subjects whose names stand in a prompt, in the names' order.
 
     A name counts as a whole word or words, and not where it is part of a longer subject's name.
+    Case, kinds and numbers of blanks do not matter, nor how a letter's accent is written.
     """
     found = set()
-    rest = prompt.lower()
+    rest = folded(prompt).lower()
     for name in sorted(set(names.values()), key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(name.lower())}(?!\w)"
+        pattern = rf"(?<!\w){re.escape(folded(name).lower())}(?!\w)"
         if re.search(pattern, rest):
             found.add(name)
             rest = re.sub(pattern, "|", rest)

@@ -245,6 +245,7 @@ def _load(args: argparse.Namespace, complaints: list[str]) -> Subjects | None:
             args.instance_data_dir,
             min_subjects=2 if args.segmix_prob > 0 else 1,
             caption_key=args.caption_column or DEFAULT_CAPTION_KEY,
+            resolution=args.resolution,
         )
     except MetadataError as error:
         complaints += error.problems
@@ -260,6 +261,7 @@ def _load_prior(
             args.class_data_dir,
             PRIOR_FILENAME,
             caption_key=args.caption_column or DEFAULT_CAPTION_KEY,
+            resolution=args.resolution,
         )
     except MetadataError as error:
         complaints += [f"{problem} ({PRIOR_POINTER})" for problem in error.problems[:1]]

@@ -1,0 +1,48 @@
+"""Names as people and file systems write them: which of them are the same."""
+
+import unicodedata
+from pathlib import Path
+
+
+def folded(text: str) -> str:
+    """Return a text with composed letters (NFC) and single blanks, none at the ends.
+
+    Two texts that look alike are then equal: of an accent as a letter of its own, a double blank, a
+    non-breaking one.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def has_half_character(text: str) -> bool:
+    """Say whether a text holds a lone surrogate, as JSON's "\\ud83d" is; no file can hold that."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """Return the file in a folder that has this relative name, or the only one that looks like it.
+
+    macOS writes names in decomposed letters (NFD), which no other system takes for the same.
+    """
+    if _is_file(folder / name):
+        return folder / name
+    found = [folder]
+    for part in Path(name).parts:
+        found = [entry for place in found for entry in _alike(place, part)]
+    files = [path for path in found if _is_file(path)]
+    return files[0] if len(files) == 1 else None
+
+
+def _alike(folder: Path, name: str) -> list[Path]:
+    if name == "..":
+        return [folder / name]
+    try:
+        return [entry for entry in folder.iterdir() if folded(entry.name) == folded(name)]
+    except OSError:
+        return []
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or one that no file can have
+        return False
