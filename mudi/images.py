@@ -41,6 +41,8 @@ _TURNS = {  # by the EXIF standard's table for its orientation
     8: Image.Transpose.ROTATE_90,
 }
 _BYTES_A_PIXEL = 20  # at the peak, measured: a transparent photo that is converted and turned
+_EXIF_NAME = b"Exif\0\0"
+_APP1, _START_OF_SCAN = 0xE1, 0xDA  # JPEG's markers
 _WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I"}  # EXIF's types of them, as struct has them
 # By an ICC profile's colour space: the mode that it describes, and the modes of pictures in it.
 _PROFILED = {
@@ -141,10 +143,11 @@ def _read(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise ImageError("the file has zero bytes; copy it again")
-        with Image.open(path) as image:
+        source, exif = _without_exif(path)
+        with Image.open(source) as image:
             _drop_tables(image)
             image.load()
-            upright = _upright(image)
+            upright = _upright(image, exif or image.info.get("exif", b""))
             return _to_srgb(_to_8_bit(upright), image.info.get("icc_profile"), path)
     except ImageError:
         raise
@@ -155,6 +158,26 @@ def _read(path: Path) -> Image.Image:
         raise ImageError(f"cannot be read ({reason}); save it again as JPEG or PNG") from error
 
 
+def _without_exif(path: Path) -> tuple[Path | BytesIO, bytes]:
+    """Take a JPEG's EXIF block out of Pillow's sight, which reads a resolution in it unasked.
+
+    Returns:
+        What Pillow is to open: the file itself if it is no JPEG with EXIF. And the block.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"\xff\xd8":
+            return path, b""
+        data = bytearray(b"\xff\xd8" + file.read())
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _START_OF_SCAN:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place + 1] == _APP1 and data[place + 4 : place + 10] == _EXIF_NAME:
+            data[place + 4] ^= 0xFF  # no reader knows a block of this name
+            return BytesIO(data), bytes(data[place + 10 : end])
+        place = end
+    return path, b""
+
+
 def _drop_tables(image: Image.Image) -> None:
     """Forget a TIFF's nested EXIF tables: Pillow reads them before it gives the pixels out."""
     if image.format == "TIFF":
@@ -163,9 +186,9 @@ def _drop_tables(image: Image.Image) -> None:
             del exif[table]
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, exif: bytes) -> Image.Image:
     """Turn a loaded picture by its orientation, if it has one that can be read."""
-    orientation = _orientation(image.info.get("exif", b""))
+    orientation = _orientation(exif)
     if orientation is None:
         try:  # PNG's and XMP's ways to say it; TIFFs are upright already
             orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -180,7 +203,7 @@ def _orientation(exif: bytes) -> int | None:
 
     Pillow's reader stops at the first broken entry, its `exif_transpose` writes all of them anew.
     """
-    block = exif.removeprefix(b"Exif\0\0")
+    block = exif.removeprefix(_EXIF_NAME)
     order = ">" if block.startswith(b"MM") else "<"
     try:
         [start] = struct.unpack_from(f"{order}I", block, 4)
