@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mudi.ground.errors import SetupError, refuse
+from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
 from mudi.ground.flags import id_table
 from mudi.masks import segment
@@ -78,6 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     folder = args.instance_data_dir
     problems = [*masking_complaints(args), *_device_complaints(args.device)]
@@ -94,13 +95,10 @@ def main(args: argparse.Namespace) -> None:
         problems += name_complaints(folder, queries, names)
     refuse(problems)
 
-    try:
-        models = load_models(
-            args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, args.device
-        )
-        masker = Masker(*models, queries, args.threshold, args.pick)
-    except segment.SegmentError as error:
-        raise SetupError(str(error)) from error
+    models = load_models(
+        args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, args.device
+    )
+    masker = Masker(*models, queries, args.threshold, args.pick)
     one_box = {name: found[0] for name, found in boxes.items()}
     results = make_masks(jobs, masker, one_box, points, args.overwrite)
 
@@ -111,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     if args.write_metadata:
         write_metadata(folder, jobs, names)
     if unresolved:
-        raise SystemExit("These photos need help:\n" + "\n".join(unresolved))
+        raise SetupError("These photos need help:\n" + "\n".join(unresolved))
 
 
 def _place_complaints(given: set[str], jobs: list[Job]) -> list[str]:

@@ -26,7 +26,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mudi.ground.errors import SetupError, refuse
+from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
 from mudi.ground.flags import id_table
 from mudi.ground.work import Journal, join_processes, share
@@ -91,6 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     problems = [*pipeline_complaints(args), *number_complaints(args)]
     classes = read_classes(args, problems)
@@ -242,13 +243,10 @@ def masker(
     Raises:
         SetupError: the models can't be loaded, or a query is too long for the detector.
     """
-    try:
-        detect, segmenter = load_models(
-            args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, device
-        )
-        detect.check(queries)
-    except segment.SegmentError as error:
-        raise SetupError(str(error)) from error
+    detect, segmenter = load_models(
+        args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, device
+    )
+    detect.check(queries)
 
     def cut(image: Image.Image, query: str) -> tuple[np.ndarray | None, int]:
         [found] = detect([image], [[query]], args.threshold)

@@ -27,7 +27,7 @@ from accelerate import PartialState
 from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
-from mudi.ground.errors import SetupError, refuse, told_in_one_line
+from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import replace_file, write_image, write_text
 from mudi.ground.flags import differences
 from mudi.ground.lora_names import lora_path
@@ -130,6 +130,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
@@ -264,24 +265,21 @@ def make(
 ) -> None:
     """Make pictures and write each with its line."""
     pipeline = load_pipeline(**pipeline_settings(args), device=state.device)
-    with told_in_one_line("--lora", " ".join(args.lora)):
+    with loading("--lora", " ".join(args.lora)):
         load_loras(pipeline, args.lora, args.lora_scale or [1.0] * len(args.lora))
     side = (args.resolution, args.resolution) if args.resolution else None
     size = (args.width, args.height) if args.width else side
     sampling = Sampling(size, args.steps, args.guidance_scale, args.negative_prompt)
-    try:
-        if args.scheduler:
-            set_scheduler(pipeline, args.scheduler)
-        sampler = Sampler(pipeline, sampling, subjects, state.device)
-        place(pipeline, state.device, args.cpu_offload)
-        if state.is_main_process:
-            tell_gamma(jobs[0].shot.gamma, pipeline, args.steps)
-        pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
-        bar = tqdm(pictures, "pictures", len(jobs), disable=not state.is_main_process)
-        for job, picture in zip(jobs, bar, strict=True):
-            journal.add(write_picture(job, picture, args.output_dir, origin))
-    except SamplingError as error:
-        raise SetupError(str(error)) from error
+    if args.scheduler:
+        set_scheduler(pipeline, args.scheduler)
+    sampler = Sampler(pipeline, sampling, subjects, state.device)
+    place(pipeline, state.device, args.cpu_offload)
+    if state.is_main_process:
+        tell_gamma(jobs[0].shot.gamma, pipeline, args.steps)
+    pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
+    bar = tqdm(pictures, "pictures", len(jobs), disable=not state.is_main_process)
+    for job, picture in zip(jobs, bar, strict=True):
+        journal.add(write_picture(job, picture, args.output_dir, origin))
 
 
 def tell_gamma(gamma: float | dict[str, float], pipeline: Any, steps: int | None) -> None:

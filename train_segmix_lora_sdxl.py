@@ -26,7 +26,7 @@ from mudi import lora
 from mudi.backbones import sdxl
 from mudi.data import SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
-from mudi.ground.errors import told_in_one_line
+from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
 from mudi.segmix import SDXL_STYLE
@@ -90,13 +90,13 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     dtype, device = runtime.weight_dtype(accelerator), accelerator.device
 
     base_flag = "--pretrained_model_name_or_path"
-    with told_in_one_line(base_flag, base):
+    with loading(base_flag, base):
         schedule = sdxl.load_schedule(base, args.do_edm_style_training, args.snr_gamma, **hub)
     half_safe = args.pretrained_vae_model_name_or_path
     vae_flag = "--pretrained_vae_model_name_or_path" if half_safe else base_flag
-    with told_in_one_line(vae_flag, half_safe or base):
+    with loading(vae_flag, half_safe or base):
         vae = sdxl.load_vae(base, half_safe, dtype, **hub).to(device)
-    with told_in_one_line(base_flag, base):
+    with loading(base_flag, base):
         pipeline = sdxl.load_text_pipeline(base, dtype, **hub).to(device)
     encoders: dict[str, Any] = {}
     encode: PromptEncoder = partial(sdxl.encode_prompts, pipeline)
@@ -109,7 +109,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
         encode = PromptTable(encode, [*prompts, *shown], device)
         sdxl.free_text_encoders(pipeline)
 
-    with told_in_one_line(base_flag, base):
+    with loading(base_flag, base):
         unet = sdxl.load_unet(base, dtype, **hub).to(device)
     lora.add_lora(unet, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
     adapted = {"unet": unet, **encoders}
@@ -180,6 +180,7 @@ def train(
     progress.close()
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     run = runtime.set_up(args, check_args(args), SDXL_STYLE, on_gpu="fp16", tracker="mudi-sdxl")
     models = load_models(args, run.accelerator, run.dataset.prompts())

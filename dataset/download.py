@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from mudi.ground.errors import SetupError, program
 from mudi.ground.fetch import FetchError, Source, fetch_blobs, git_sha
 from mudi.ground.files import TEMPORARY
 from mudi.images import ImageError, load_gray, load_rgb
@@ -198,7 +199,7 @@ def check_args(args: argparse.Namespace) -> list[Folder]:
     if not args.base_url.startswith(("http://", "https://")):
         complaints.append(f"--base_url {args.base_url}: must begin with http:// or https://")
     if complaints:
-        raise SystemExit("\n".join(complaints))
+        raise SetupError("\n".join(complaints))
     return [FOLDERS[name] for name in (FOLDERS if args.all else dict.fromkeys(asked))]
 
 
@@ -223,6 +224,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> int:
     """Return the exit code: 0, or 1 if anything is missing or wrong."""
     if args.list:

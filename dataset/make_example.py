@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from mudi.ground.errors import SetupError, program
+
 Background = Callable[[int, np.random.Generator], np.ndarray]  # -> (size, size, 3), 0 to 255
 
 SUBJECT_ALPHA = 128  # from here on a pixel shows more subject than background
@@ -271,12 +273,12 @@ def draw_scene(
 def check_args(args: argparse.Namespace, subjects: dict[str, Subject]) -> None:
     """Stop with one line if the size is too small or emoji files are missing."""
     if args.size < MIN_SIZE:
-        raise SystemExit(f"--size {args.size}: must be {MIN_SIZE} or more")
+        raise SetupError(f"--size {args.size}: must be {MIN_SIZE} or more")
     arts = [art for subject in subjects.values() for art in (subject.body, subject.accessory)]
     paths = [args.emoji / f"{art.codepoint}.webp" for art in arts]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise SystemExit(f"--emoji {args.emoji}: no such file: {', '.join(missing)}")
+        raise SetupError(f"--emoji {args.emoji}: no such file: {', '.join(missing)}")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -290,6 +292,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     """Write the ten pictures, their masks and metadata.jsonl."""
     subjects, captions = example_subjects(), example_captions()

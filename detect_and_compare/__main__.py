@@ -30,7 +30,7 @@ from detect_and_compare.detect import (
     ImageDetector,
     load_detector,
 )
-from detect_and_compare.embed import DREAMSIM, POOLINGS, EmbedError, load_embedder
+from detect_and_compare.embed import DREAMSIM, POOLINGS, load_embedder
 from detect_and_compare.measure import BATCH_SIZE, Metric, Variant, read_ahead, score_batch
 from detect_and_compare.pictures import IMAGE, PROMPT, Picture, find_pictures, without_results
 from detect_and_compare.references import (
@@ -43,12 +43,11 @@ from detect_and_compare.report import Report, write_report
 from detect_and_compare.results import Line, summarise, to_line, write_summary
 from detect_and_compare.score import Norm
 from detect_and_compare.text import ClipText
-from mudi.ground.errors import SetupError, refuse
+from mudi.ground.errors import RefusedError, program, refuse
 from mudi.ground.files import unwritable, write_text
 from mudi.ground.flags import DTYPES, differences, id_table
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import ImageError
-from mudi.masks.segment import SegmentError
 from mudi.metadata import MetadataError
 
 SCORES, SUMMARY, REPORT, RUN = "scores.jsonl", "summary.csv", "report.html", "run.json"
@@ -120,6 +119,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     problems: list[str] = []
     references = read_references(args, problems)
@@ -241,27 +241,24 @@ def load_models(
     variant = Variant(args.matching, NORMS[args.norm], args.count_aware)
     cache = args.output / CACHE
     dtype = getattr(torch, DTYPES[args.dtype])
-    try:
-        detector = load_detector(
-            args.detector, list(queries.values()), args.threshold, args.nms, device
-        )
-        metrics = []
-        for name in args.embedder:
-            pooling = None if name.startswith(DREAMSIM) else args.pooling
-            embedder = load_embedder(name, device, dtype, pooling, cache_dir=args.cache_dir)
-            metrics.append(Metric(embedder, references.images, variant, cache))
-        clip_text = None
-        if args.text_fidelity:
-            clip_text = ClipText(args.text_fidelity, device, dtype, cache_dir=args.cache_dir)
-    except (SegmentError, EmbedError) as error:
-        raise SetupError(str(error)) from error
+    detector = load_detector(
+        args.detector, list(queries.values()), args.threshold, args.nms, device
+    )
+    metrics = []
+    for name in args.embedder:
+        pooling = None if name.startswith(DREAMSIM) else args.pooling
+        embedder = load_embedder(name, device, dtype, pooling, cache_dir=args.cache_dir)
+        metrics.append(Metric(embedder, references.images, variant, cache))
+    clip_text = None
+    if args.text_fidelity:
+        clip_text = ClipText(args.text_fidelity, device, dtype, cache_dir=args.cache_dir)
     return detector, metrics, clip_text
 
 
 def begin(args: argparse.Namespace, run: dict[str, Any], state: PartialState) -> None:
     """Note what the scores depend on, now that the models' weights are known too."""
     if changed := change_complaints(args, run):
-        raise SetupError(changed[0] if state.is_main_process else 1)  # the main one tells
+        raise RefusedError(changed[0])
     if state.is_main_process:
         if args.overwrite:
             for path in args.output.glob(f"{SCORES}*"):

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
 from detect_and_compare.histogram import ColourHistogram
+from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import replace_file
 
 DREAMSIM = "dreamsim"
@@ -43,7 +44,7 @@ UNREADABLE = (
 )
 
 
-class EmbedError(ValueError):
+class EmbedError(SetupError):
     """An embedder can't be had; the message names the checkpoint and what to do, in one line."""
 
 
@@ -178,7 +179,7 @@ class DreamSim:
                 )
         except UNREADABLE as error:
             raise EmbedError(
-                f"{DREAMSIM} {kind}: cannot be loaded from {folder} ({_first_line(error)}); "
+                f"{DREAMSIM} {kind}: cannot be loaded from {folder} ({first_line(error)}); "
                 f"unzip {dreamsim_weights[kind]} there{_dino_hint(kind)}"
             ) from error
         self._device = torch.device(device)
@@ -223,7 +224,7 @@ def load_pretrained(
         processor = processor.from_pretrained(checkpoint, cache_dir=cache_dir)
     except UNREADABLE as error:
         raise EmbedError(
-            f"{checkpoint}: cannot be loaded ({_first_line(error)}); give a folder made by "
+            f"{checkpoint}: cannot be loaded ({first_line(error)}); give a folder made by "
             "save_pretrained, or a hub id; `hf download <id>` fetches one for use without a network"
         ) from error
     return model.to(device).eval(), processor, set(loading["missing_keys"])
@@ -318,10 +319,6 @@ def _dino_hint(kind: str) -> str:
         "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth "
         "into its checkpoints/"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _precision(dtype: torch.dtype) -> str:

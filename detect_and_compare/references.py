@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image
 
 from detect_and_compare.detect import square_crop
+from mudi.ground.errors import SetupError
 from mudi.images import Box, ImageError, load_mask, load_rgb
 from mudi.masks.folder import MASK_PREFIX, METADATA, PHOTO_SUFFIXES
 from mudi.metadata import load_subjects
 from mudi.segmix import cut_out
 
 
-class ReferencesError(ValueError):
+class ReferencesError(SetupError):
     """Says, a line each, what is wrong with a folder of references and what to do."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.results import GOOD
 from experiments.stats import agreement, cohens_kappa
-from mudi.ground.errors import refuse
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records
 from mudi.ground.sheets import contact_sheet
 from mudi.images import load_rgb
@@ -48,6 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     if not args.results.is_file():
         refuse([f"--results {args.results}: no such file"])

@@ -30,7 +30,7 @@ from mini.art import Thing
 from mini.backgrounds import random_name
 from mini.subjects import SETS, subjects_of
 from mini.world import arrange, random_thing
-from mudi.ground.errors import refuse
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records
 from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import join_processes
@@ -72,6 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     pairs = args.pairs or [name for name, keys in SETS.items() if len(keys) == 2]
     problems = metric_complaints(args)

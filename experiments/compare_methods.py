@@ -53,7 +53,7 @@ from experiments.scoring import (
     score,
 )
 from mini.subjects import SETS
-from mudi.ground.errors import refuse
+from mudi.ground.errors import first_line, program, refuse
 from mudi.ground.files import write_image, write_records, write_text
 from mudi.ground.flags import DTYPES, MODEL_INDEX, differences, model_folder_complaints
 from mudi.ground.sheets import contact_sheet
@@ -129,6 +129,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     refuse(complaints(args))
     state = join_processes()
@@ -183,7 +184,7 @@ def complaints(args: argparse.Namespace) -> list[str]:
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:  # a CPU-only PyTorch asserts
-        found.append(f"--device {args.device}: {str(error).splitlines()[0]}")
+        found.append(f"--device {args.device}: {first_line(error)}")
     found += [f'--prompts "{p}": no {{subjects}}' for p in args.prompts if "{subjects}" not in p]
     return found
 

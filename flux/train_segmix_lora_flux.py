@@ -26,7 +26,7 @@ from mudi import lora
 from mudi.backbones import flux
 from mudi.data import SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
-from mudi.ground.errors import told_in_one_line
+from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
 from mudi.segmix import FLUX_STYLE
@@ -109,7 +109,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
 
     density = (args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
     base_flag = "--pretrained_model_name_or_path"
-    with told_in_one_line(base_flag, base):
+    with loading(base_flag, base):
         schedule = flux.FlowSchedule(flux.load_scheduler(base, **hub), *density)
         vae = flux.load_vae(base, **hub).to(device)
         pipeline = flux.load_text_pipeline(base, dtype, **hub)
@@ -125,7 +125,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     flux.free_text_encoders(pipeline, keep_clip=args.train_text_encoder)
 
     config = quantization.config(args.quantize_base, dtype)
-    with told_in_one_line(base_flag, base):
+    with loading(base_flag, base):
         transformer = flux.load_transformer(base, dtype, config, **hub)
     if args.quantize_base != "nf4":  # bitsandbytes has put it on the GPU already
         transformer.to(device)
@@ -195,6 +195,7 @@ def train(
     progress.close()
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     run = runtime.set_up(args, check_args(args), FLUX_STYLE, on_gpu="bf16", tracker="mudi-flux")
     models = load_models(args, run.accelerator, run.dataset.prompts())

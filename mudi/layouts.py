@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from mudi.ground.errors import SetupError
+
 SHRINK = 0.75  # smallest random size, as a fraction of the largest (as in SDXL's Seg-Mix)
 FILL = 0.9  # of the canvas that the largest boxes take; the rest is room to move
 GROUND = 0.15  # of a row's height, counted from below, in which the subjects' feet stand
@@ -14,7 +16,7 @@ MAX_OVERLAP = 0.15  # of the smaller box
 MIN_COLUMN_ASPECT = 0.3  # width/height; narrower columns hold small figures only
 
 
-class LayoutError(ValueError):
+class LayoutError(SetupError):
     """A layout can't be used; the message is one line that says what is wrong and where."""
 
 

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from mudi import lora
-from mudi.ground.errors import SetupError, refuse
+from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.lora_names import LoraFileError, LoraOutline, outline
 
 PIPELINES = {"StableDiffusionXL": StableDiffusionXLPipeline, "Flux": FluxPipeline}
@@ -102,6 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     problems: list[str] = []
     weights = args.weights or [1.0] * len(args.loras)

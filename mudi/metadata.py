@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from mudi.ground.errors import SetupError
 from mudi.photo_checks import check_photos
 from mudi.texts import find_file, folded, has_half_character
 
@@ -28,7 +29,7 @@ HALF_CHARACTER = (
 FILES = {"file_name": "photo", "mask_path": "mask"}  # what a line's keys name
 
 
-class MetadataError(ValueError):
+class MetadataError(SetupError):
     """Lists every problem of a data folder, one a line, each with its place and what to do."""
 
     def __init__(self, problems: list[str]):

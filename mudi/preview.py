@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from mudi.data import SampleOptions, SegMixDataset, collage_sheet
-from mudi.ground.errors import refuse
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image
 from mudi.metadata import MetadataError, load_subjects
 from mudi.segmix import FLUX_STYLE, SDXL_STYLE
@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     try:
         subjects = load_subjects(

@@ -38,6 +38,7 @@ from mini.training.state import (
     plain_attention,
     prepare,
 )
+from mudi.ground.errors import program
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
 from mudi.ground.sheets import contact_sheet
 from mudi.losses import min_snr_weight
@@ -88,6 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
     pipeline = build_pipeline(args)

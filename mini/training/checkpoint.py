@@ -10,6 +10,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mudi.ground.errors import SetupError
 from mudi.ground.files import write_text
 
 TENSORS, NUMBERS = "state.safetensors", "state.json"
@@ -42,10 +43,10 @@ def load_learner(learner: Learner, folder: Path) -> None:
     """Continue from what `save_learner` wrote.
 
     Raises:
-        SystemExit: the folder is no such checkpoint.
+        SetupError: the folder is no such checkpoint.
     """
     if not (folder / TENSORS).is_file():
-        raise SystemExit(f"{folder}: no {TENSORS}; delete this folder, or name another --state_dir")
+        raise SetupError(f"{folder}: no {TENSORS}; delete this folder, or name another --state_dir")
     tensors = load_file(folder / TENSORS)
     torch.set_rng_state(tensors[RANDOM])
     learner.model.load_state_dict(_part(tensors, MODEL))

@@ -53,6 +53,7 @@ from mini.training.state import (
 from mini.training.stream import HELD_OUT_SEED, numbered_loader
 from mini.training.tokenizer import world_tokenizer
 from mini.world import SIZE, with_article
+from mudi.ground.errors import program
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
 from mudi.ground.sheets import contact_sheet
 from mudi.images import tight_box
@@ -346,6 +347,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
     processor = new_processor()

@@ -54,6 +54,7 @@ from mini.training.state import (
 )
 from mini.training.stream import HELD_OUT_SEED, numbered_loader
 from mini.world import OVERLAP_SHARE, SIZE, arrange
+from mudi.ground.errors import program
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, tight_box
@@ -184,6 +185,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
     if args.start_from:

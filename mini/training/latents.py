@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mini.training.stream import scene_loader
+from mudi.ground.errors import SetupError
 from mudi.ground.files import replace_file
 
 ENCODE_BATCH = 64
@@ -56,7 +57,7 @@ class LatentPool:
         num_workers: int,
     ):
         if size % shard_size:
-            raise SystemExit(f"a pool of {size} scenes is no multiple of {shard_size} a shard")
+            raise SetupError(f"a pool of {size} scenes is no multiple of {shard_size} a shard")
         self.size = size
         self.shard_size = shard_size
         self._vae = vae

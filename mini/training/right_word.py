@@ -25,6 +25,7 @@ from mini.training.base_model import denoiser_of, load_pipeline
 from mini.training.latents import encode
 from mini.training.stream import HELD_OUT_SEED
 from mini.world import arrange, describe
+from mudi.ground.errors import SetupError, program
 from mudi.segmix import SDXL_STYLE
 
 LEVELS = (500, 800, 950)  # timesteps; below there is little that a word could tell
@@ -138,12 +139,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     """Print the shares as JSON: word -> level -> share."""
     if args.count <= 0:
-        raise SystemExit("--count must be above 0")
+        raise SetupError("--count must be above 0")
     if not (args.base / "model_index.json").is_file():
-        raise SystemExit(f"--base {args.base}: no pipeline there (no model_index.json)")
+        raise SetupError(f"--base {args.base}: no pipeline there (no model_index.json)")
     pipeline = load_pipeline(args.base)
     shares = {word: right_word(pipeline, word, args.count) for word in CHOICES}
     print(json.dumps(shares, indent=1))

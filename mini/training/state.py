@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from mini.training.checkpoint import Learner, load_learner, save_learner
 from mini.training.stream import default_workers
 from mini.world import SIZE
+from mudi.ground.errors import SetupError
 from mudi.ground.files import clean_up, finish_folder, temporary_folder, write_text
 
 STATE_DIR = Path.home() / ".cache" / "mudi-mini2"  # outlives a work tree
@@ -100,18 +101,18 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """Start accelerate for one process.
 
     Raises:
-        SystemExit: the flags or the launch ask for what cannot be had.
+        SetupError: the flags or the launch ask for what cannot be had.
     """
     for flag in ("batch_size", "learning_rate"):
         if getattr(args, flag) <= 0:
-            raise SystemExit(f"--{flag} must be above 0")
+            raise SetupError(f"--{flag} must be above 0")
     if args.start_from and not args.start_from.is_dir():
-        raise SystemExit(f"--start_from {args.start_from}: no such folder")
+        raise SetupError(f"--start_from {args.start_from}: no such folder")
     if args.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise SystemExit("--mixed_precision fp16 needs a GPU; use bf16 or no here")
+        raise SetupError("--mixed_precision fp16 needs a GPU; use bf16 or no here")
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
-        raise SystemExit("the miniature is trained by one process; launch without accelerate")
+        raise SetupError("the miniature is trained by one process; launch without accelerate")
     torch.manual_seed(args.seed)
     return accelerator
 
@@ -219,7 +220,7 @@ class Run:
         """Read the checkpoint, if there is one, and begin to count the time.
 
         Raises:
-            SystemExit: the checkpoint is of something else.
+            SetupError: the checkpoint is of something else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         clean_up(self.folder)
@@ -253,7 +254,7 @@ class Run:
         saved = json.loads((checkpoint / PROGRESS).read_text())
         trained = saved.pop("identity")
         if trained != self.identity:
-            raise SystemExit(f"{checkpoint} is of {trained}, this run of {self.identity}")
+            raise SetupError(f"{checkpoint} is of {trained}, this run of {self.identity}")
         load_learner(self.learner, checkpoint)
         self.progress = Progress(**saved)
         print(f"continuing {checkpoint} after {self.progress.pictures} pictures")
@@ -275,11 +276,11 @@ class Run:
         """Count one optimizer step; loss is a scalar. Saves when it is time to.
 
         Raises:
-            SystemExit: the loss is no longer a finite number; nothing is saved.
+            SetupError: the loss is no longer a finite number; nothing is saved.
         """
         value = loss.item()
         if not value < float("inf"):
-            raise SystemExit(f"step {self.progress.step}: the loss is {value}; nothing was saved")
+            raise SetupError(f"step {self.progress.step}: the loss is {value}; nothing was saved")
         now = time.monotonic()
         self.progress.step += 1
         self.progress.pictures += pictures

@@ -30,6 +30,7 @@ from mini.training.state import (
 )
 from mini.training.stream import SceneBatch, held_out_scenes, scene_loader
 from mini.world import SIZE
+from mudi.ground.errors import program
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
 
 KL_WEIGHT = 5e-4  # of the mean over latents; keeps them near a unit normal
@@ -89,6 +90,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@program
 def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
     start = args.start_from

@@ -1,16 +1,46 @@
-"""What ends a program with a line, not a traceback."""
+"""What ends a program with lines for its user, not with a traceback."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-class SetupError(SystemExit):
-    """Ends the program with one line: something about the machine or the flags forbids the run."""
+class SetupError(ValueError):
+    """Something that the user gave forbids to go on; the message says what and what to do."""
+
+
+class RefusedError(SetupError):
+    """A `SetupError` that every process of a launch meets alike: the first alone tells it."""
+
+
+def program(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a script's main: a `SetupError` ends it with the message and exit code 1."""
+
+    @wraps(main)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return main(*args, **kwargs)
+        except RefusedError as error:
+            is_first = int(os.environ.get("LOCAL_RANK", "0")) <= 0
+            raise SystemExit(str(error) if is_first else 1) from error
+        except SetupError as error:
+            raise SystemExit(str(error)) from error
+
+    return run
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name where it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 @contextmanager
-def told_in_one_line(flag: str, name: str) -> Iterator[None]:
+def loading(flag: str, name: str) -> Iterator[None]:
     """Turn a failure to load what a flag names into one line.
 
     Raises:
@@ -18,15 +48,14 @@ def told_in_one_line(flag: str, name: str) -> Iterator[None]:
     """
     try:
         yield
+    except SetupError:
+        raise
     except (OSError, ValueError) as error:
-        raise SetupError(f"{flag} {name}: {str(error).splitlines()[0]}") from error
+        raise SetupError(f"{flag} {name}: {first_line(error)}") from error
 
 
 def refuse(complaints: list[str]) -> None:
-    """Stop the program with all complaints, one a line, if there are any."""
-    if not complaints:
-        return
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        raise SystemExit(1)  # the first process tells them
-    count = f"{len(complaints)} problem{'s' * (len(complaints) > 1)}"
-    raise SystemExit(f"{count}; nothing was loaded:\n" + "\n".join(complaints))
+    """Raise a RefusedError with all complaints, one a line, if there are any."""
+    if complaints:
+        count = f"{len(complaints)} problem{'s' * (len(complaints) > 1)}"
+        raise RefusedError(f"{count}; nothing was loaded:\n" + "\n".join(complaints))

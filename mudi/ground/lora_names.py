@@ -7,6 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mudi.ground.errors import SetupError
+
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 # The parts that can be adapted, the denoiser first, by how the pipeline's class name begins.
@@ -27,7 +29,7 @@ _TENSORS = {
 }
 
 
-class LoraFileError(ValueError):
+class LoraFileError(SetupError):
     """A LoRA file can't be used; the message is one line that begins with the file."""
 
 

@@ -16,6 +16,7 @@ from scipy.ndimage import binary_fill_holes, label
 from segment_anything import SamPredictor, sam_model_registry
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from mudi.ground.errors import SetupError, first_line
 from mudi.images import Box
 
 DETECTOR = "google/owlv2-base-patch16-ensemble"
@@ -25,7 +26,7 @@ WIDEN = 0.05  # of the picture's side, on each side of a detected box
 BORDER_DIFFERENCE = 40  # summed over RGB, 0..765: less than this is background
 
 
-class SegmentError(ValueError):
+class SegmentError(SetupError):
     """A model can't be loaded, or can't do what is asked; the message says why, in one line."""
 
 
@@ -112,7 +113,7 @@ def _load_pretrained(auto: Any, checkpoint: str) -> Any:
     try:
         return auto.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SegmentError(
             f"detector {checkpoint}: cannot be loaded ({reason}); without a network, name a "
             f"folder made elsewhere by `hf download {DETECTOR} --local-dir FOLDER`"
@@ -169,7 +170,7 @@ class SamSegmenter:
         try:
             model = sam_model_registry[kind](checkpoint=str(checkpoint))
         except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise SegmentError(f"SAM checkpoint {checkpoint}: no {kind} ({reason})") from error
         self._predictor = SamPredictor(model.to(device).eval())
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from mudi.ground.errors import SetupError
 from mudi.layout_json import layout_prompt, parse_layout
 from mudi.layouts import Layout, LayoutError
 
@@ -12,7 +13,7 @@ TIMEOUT = 60.0  # s
 ATTEMPTS = 3
 
 
-class LlmError(RuntimeError):
+class LlmError(SetupError):
     """The chat model gave no usable answer; the message is one line that says why."""
 
 

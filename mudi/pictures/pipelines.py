@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from mudi.ground.errors import SetupError, told_in_one_line
+from mudi.ground.errors import SetupError, loading
 from mudi.ground.flags import DTYPES, MODEL_INDEX, model_folder_complaints
 
 BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model_name_or_path"
@@ -62,7 +62,7 @@ def pipeline_kind(base: str, revision: str | None = None, cache_dir: str | None 
     Raises:
         SetupError: it can't be reached, or is of another kind.
     """
-    with told_in_one_line(BASE_FLAG, base):
+    with loading(BASE_FLAG, base):
         config = DiffusionPipeline.load_config(base, revision=revision, cache_dir=cache_dir)
     name = config["_class_name"]
     if name not in KINDS:
@@ -95,10 +95,10 @@ def load_pipeline(
         dtype = torch.float32 if torch.device(device).type == "cpu" else ON_GPU[kind]
     parts: dict[str, Any] = {}
     if vae:
-        with told_in_one_line(VAE_FLAG, vae):
+        with loading(VAE_FLAG, vae):
             parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype, cache_dir=cache_dir)
     hub = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
-    with told_in_one_line(BASE_FLAG, base):
+    with loading(BASE_FLAG, base):
         pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **hub, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

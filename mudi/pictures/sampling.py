@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mudi.backbones.flux import pack
+from mudi.ground.errors import SetupError
 from mudi.ground.sheets import COLOURS, contact_sheet
 from mudi.images import load_mask, load_rgb
 from mudi.init_noise import (
@@ -57,7 +58,7 @@ DEFAULT_GAMMA = {"sdxl": 0.4, "flux": 0.0}  # see experiments/RESULTS.md; FLUX d
 KEPT_CUTOUTS = 32  # a 12-megapixel photo's can take 50 MB
 
 
-class SamplingError(ValueError):
+class SamplingError(SetupError):
     """A picture can't be made as it was asked for; the message says what to change."""
 
 

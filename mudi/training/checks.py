@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mudi import segmix
-from mudi.ground.errors import refuse
+from mudi.ground.errors import SetupError, refuse
 from mudi.ground.files import unwritable
 from mudi.ground.flags import MODEL_INDEX, model_folder_complaints
 from mudi.ground.lora_names import LoraFileError, outline
@@ -208,7 +208,7 @@ def load_data(args: argparse.Namespace, style: SegMixStyle, complaints: list[str
         complaints: what is wrong with the flags; told together with what is wrong with the data.
 
     Raises:
-        SystemExit: anything is wrong; the message lists all of it.
+        SetupError: anything is wrong; the message lists all of it.
     """
     complaints = list(complaints)
     subjects = prior = scales = None
@@ -224,7 +224,7 @@ def load_data(args: argparse.Namespace, style: SegMixStyle, complaints: list[str
         prior = _load_prior(args, subjects, complaints)
     refuse(complaints)
     if subjects is None:  # cannot be: each way to get here left a complaint
-        raise SystemExit("--instance_data_dir is missing")
+        raise SetupError("--instance_data_dir is missing")
     for warning in _warnings(args, subjects, prior):
         logger.warning(warning)
     return Data(subjects, prior and limit_prior(prior, args.num_class_images), scales)

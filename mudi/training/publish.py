@@ -11,6 +11,7 @@ from accelerate.logging import get_logger
 from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+from mudi.ground.errors import first_line
 from mudi.ground.files import write_text
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import Subjects
@@ -36,7 +37,7 @@ def check_login(args: argparse.Namespace) -> list[str]:
     except LocalTokenNotFoundError:
         return ["--push_to_hub: not logged in; run `hf auth login` or pass --hub_token"]
     except (HfHubHTTPError, OSError) as error:
-        return [f"--push_to_hub: the hub does not accept the login ({str(error).splitlines()[0]})"]
+        return [f"--push_to_hub: the hub does not accept the login ({first_line(error)})"]
     return []
 
 

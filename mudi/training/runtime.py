@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
-from mudi.ground.errors import SetupError
+from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import clean_up, write_image
 from mudi.ground.flags import differences
 from mudi.metadata import Subjects
@@ -55,8 +55,8 @@ FREE_SETTINGS = (
 logger = get_logger("mudi")
 
 
-class NonFiniteLossError(SystemExit):
-    """Ends the program with one line: the loss became infinite or not a number."""
+class NonFiniteLossError(SetupError):
+    """The loss became infinite or not a number."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, name: str
         if type(error).__module__.split(".")[0] != "wandb":
             raise
         raise SetupError(
-            f"--report_to wandb: wandb did not start ({str(error).splitlines()[0]}); "
+            f"--report_to wandb: wandb did not start ({first_line(error)}); "
             "set WANDB_MODE=offline to log without a network, or use --report_to tensorboard"
         ) from error
 

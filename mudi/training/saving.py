@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 from mudi import lora
+from mudi.ground.errors import SetupError
 from mudi.ground.files import TEMPORARY, finish_folder, remove_folder, temporary_folder, write_text
 from mudi.ground.flags import differences
 from mudi.training.checkpoints import STATE_NAME, checkpoints, read_state, step_of
@@ -25,14 +26,14 @@ def restore(accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any]
     """Load a checkpoint into everything prepared; return the number of steps it had done.
 
     Raises:
-        SystemExit: its weights do not fit the models.
+        SetupError: its weights do not fit the models.
     """
     for change in differences(read_state(checkpoint)["settings"], settings):
         logger.warning(f"{checkpoint.name}: {change}; the run does not continue exactly")
     try:
         accelerator.load_state(str(checkpoint))
     except ValueError as error:  # of another base model, say
-        raise SystemExit(f"{checkpoint} cannot be continued: {error}") from error
+        raise SetupError(f"{checkpoint} cannot be continued: {error}") from error
     step = step_of(checkpoint)
     logger.info(f"continuing from {checkpoint} after step {step}")
     return step
