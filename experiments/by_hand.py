@@ -82,7 +82,7 @@ def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
     """Return the filled-in lines by picture; those without a verdict are left out.
 
     Raises:
-        SystemExit: the file can't be read, or a line is not as it should be.
+        SetupError: the file can't be read, or a line is not as it should be.
     """
     try:
         records = read_records(path)

@@ -83,7 +83,7 @@ def set_up(
         tracker: name of the project in the trackers.
 
     Raises:
-        SystemExit: anything is wrong; the message says all of it.
+        SetupError: anything is wrong; the message says all of it.
     """
     data = load_data(args, style, [*complaints, *check_login(args)])
     accelerator = make_accelerator(args, on_gpu)
