@@ -5,7 +5,7 @@ A base brings a `Schedule` (noise levels, targets, weights) and a denoiser, a mo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -23,29 +23,45 @@ PROMPT_BYTES = 1 << 27  # of device memory; SDXL's prompts take 0.3 MB apiece, F
 PromptEncoder = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Corrupted:
+    """Latents at drawn noise levels: what the network gets, and what its answer is compared with.
+
+    The prediction is `offset + scale * output`, where the network's output itself is not meant.
+
+    Attributes:
+        network_input, target: (B, C, h, w) float32.
+        timesteps: (B,), what the network is told of the noise level.
+        loss_weights: (B,) float32, of each sample's error.
+        offset, scale: (B, C, h, w) and (B, 1, 1, 1) float32, or one number for all.
+    """
+
+    network_input: Tensor
+    timesteps: Tensor
+    target: Tensor
+    loss_weights: Tensor
+    offset: Tensor | float = 0.0
+    scale: Tensor | float = 1.0
+
+    def prediction(self, output: Tensor) -> Tensor:
+        """Turn the network's output into what `target` is compared with, in float32."""
+        return self.offset + self.scale * output.float()
+
+    def first(self, count: int) -> "Corrupted":
+        """Return the first samples only."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut = {k: v[:count] if isinstance(v, Tensor) else v for k, v in values.items()}
+        return Corrupted(**cut)
+
+
 class Schedule(Protocol):
-    """Noise levels as indices into a scheduler's training levels."""
+    """The noise levels that a base is trained with, as indices into its scheduler's."""
 
-    def sample_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw levels (B,) int64 on the generator's device."""
+    def timestep_indices(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw indices (B,) int64 on the generator's device."""
 
-    def timesteps(self, levels: Tensor) -> Tensor:
-        """Return what the network is told (B,)."""
-
-    def add_noise(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return noisy latents (B, C, h, w)."""
-
-    def network_input(self, noisy: Tensor, levels: Tensor) -> Tensor:
-        """Scale noisy latents for the network."""
-
-    def prediction(self, output: Tensor, noisy: Tensor, levels: Tensor) -> Tensor:
-        """Turn the network's output into what `target` is compared with; float32."""
-
-    def target(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return what a perfect prediction would be (B, C, h, w)."""
-
-    def weights(self, levels: Tensor) -> Tensor:
-        """Return each sample's loss weight (B,) float32."""
+    def corrupt(self, latents: Tensor, noise: Tensor, indices: Tensor) -> Corrupted:
+        """Bring latents (B, C, h, w) float32 to the levels of indices (B,) with that noise."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +128,23 @@ class DenoisingTask:
     """What the network is asked in one pass, and what would be right.
 
     Attributes:
-        noisy, target: (B, C, h, w) float32.
-        levels: (B,) noise levels of `schedule`.
         weight: (B, 1, h, w), the soft mask at latent size.
         conditions: (B, n), what the network is told besides the prompt; n may be 0.
     """
 
-    schedule: Schedule
-    noisy: Tensor
-    target: Tensor
-    levels: Tensor
+    corrupted: Corrupted
     weight: Tensor
     prompts: list[str]
     conditions: Tensor
 
     def first(self, count: int) -> "DenoisingTask":
         """Return the task of the first samples only."""
-        tensors = ("noisy", "target", "levels", "weight", "conditions")
-        cut = {name: getattr(self, name)[:count] for name in tensors}
-        return DenoisingTask(schedule=self.schedule, prompts=self.prompts[:count], **cut)
+        return DenoisingTask(
+            self.corrupted.first(count),
+            self.weight[:count],
+            self.prompts[:count],
+            self.conditions[:count],
+        )
 
 
 def make_task(
@@ -141,31 +155,18 @@ def make_task(
     conditions: Tensor,
     generator: torch.Generator,
 ) -> DenoisingTask:
-    """Draw noise and levels for latents (B, C, h, w) float32."""
+    """Draw noise and noise levels for latents (B, C, h, w) float32."""
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    levels = schedule.sample_levels(len(latents), generator)
-    return DenoisingTask(
-        schedule=schedule,
-        noisy=schedule.add_noise(latents, noise, levels),
-        target=schedule.target(latents, noise, levels),
-        levels=levels,
-        weight=weight,
-        prompts=prompts,
-        conditions=conditions,
-    )
+    indices = schedule.timestep_indices(len(latents), generator)
+    return DenoisingTask(schedule.corrupt(latents, noise, indices), weight, prompts, conditions)
 
 
 def denoising_errors(denoiser: nn.Module, task: DenoisingTask) -> Tensor:
     """Return L: the weighted squared error of each sample (B,) float32."""
-    schedule, levels = task.schedule, task.levels
-    output = denoiser(
-        schedule.network_input(task.noisy, levels),
-        schedule.timesteps(levels),
-        task.prompts,
-        task.conditions,
-    )
-    prediction = schedule.prediction(output, task.noisy, levels)
-    return schedule.weights(levels) * masked_mse(prediction, task.target, task.weight)
+    asked = task.corrupted
+    output = denoiser(asked.network_input, asked.timesteps, task.prompts, task.conditions)
+    errors = masked_mse(asked.prediction(output), asked.target, task.weight)
+    return asked.loss_weights * errors
 
 
 def training_loss(

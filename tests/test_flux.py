@@ -24,22 +24,19 @@ class Constant(torch.nn.Module):
         return torch.full_like(sample, 0.2)
 
 
-def make_task(schedule, levels, latent=2.0, noise=0.5, weight=1.0):
+def make_task(schedule, indices, latent=2.0, noise=0.5, weight=1.0):
     """A 2 x 2 task with one value everywhere."""
-    shape = (len(levels), 16, 2, 2)
-    latents, epsilon, levels = (
+    shape = (len(indices), 16, 2, 2)
+    latents, epsilon, indices = (
         torch.full(shape, latent),
         torch.full(shape, noise),
-        torch.tensor(levels),
+        torch.tensor(indices),
     )
     return denoising.DenoisingTask(
-        schedule=schedule,
-        noisy=schedule.add_noise(latents, epsilon, levels),
-        target=schedule.target(latents, epsilon, levels),
-        levels=levels,
-        weight=torch.full((len(levels), 1, 2, 2), weight),
-        prompts=[""] * len(levels),
-        conditions=torch.zeros(len(levels), 0),
+        schedule.corrupt(latents, epsilon, indices),
+        weight=torch.full((len(indices), 1, 2, 2), weight),
+        prompts=[""] * len(indices),
+        conditions=torch.zeros(len(indices), 0),
     )
 
 
@@ -57,8 +54,10 @@ def real_task(schedule, count=2):
 def test_flow_matching_error_by_hand():
     """x_t = (1 - s) x_0 + s e, target e - x_0; level 250 of 1000 from the noisiest is s = 0.75."""
     task = make_task(schedule_of(), [250, 999], weight=0.5)
-    assert task.noisy[:, 0, 0, 0].tolist() == pytest.approx([0.25 * 2 + 0.75 * 0.5, 1.9985])
-    assert schedule_of().timesteps(task.levels).tolist() == pytest.approx([0.75, 0.001])
+    assert task.corrupted.network_input[:, 0, 0, 0].tolist() == pytest.approx(
+        [0.25 * 2 + 0.75 * 0.5, 1.9985]
+    )
+    assert task.corrupted.timesteps.tolist() == pytest.approx([0.75, 0.001])
     errors = denoising_errors(Constant(), task)
     assert errors.tolist() == pytest.approx([0.5 * (0.5 - 2.0 - 0.2) ** 2] * 2)
 
@@ -73,20 +72,20 @@ def test_the_schemes_weigh_a_level_as_published(scheme, weight):
     assert errors.item() == pytest.approx(weight * 1.7**2, rel=1e-4)
 
 
-def test_the_schemes_draw_levels_as_published():
-    def levels(scheme, **density):
+def test_the_schemes_draw_indices_as_published():
+    def indices(scheme, **density):
         generator = torch.Generator().manual_seed(0)
-        return schedule_of(scheme, **density).sample_levels(20_000, generator).float() / 1000
+        return schedule_of(scheme, **density).timestep_indices(20_000, generator).float() / 1000
 
     for scheme in ("none", "sigma_sqrt", "cosmap"):
-        assert levels(scheme).mean().item() == pytest.approx(0.5, abs=0.01)
-        assert levels(scheme).std().item() == pytest.approx(12**-0.5, abs=0.01)
-    logit = torch.logit(levels("logit_normal", logit_mean=0.5, logit_std=0.7).clamp(1e-3, 0.999))
+        assert indices(scheme).mean().item() == pytest.approx(0.5, abs=0.01)
+        assert indices(scheme).std().item() == pytest.approx(12**-0.5, abs=0.01)
+    logit = torch.logit(indices("logit_normal", logit_mean=0.5, logit_std=0.7).clamp(1e-3, 0.999))
     assert (logit.mean().item(), logit.std().item()) == pytest.approx((0.5, 0.7), abs=0.02)
     # u -> 1 - u - s (cos^2(pi u / 2) - 1 + u): its mean is 1/2 for every s
-    mode = levels("mode", mode_scale=1.29)
+    mode = indices("mode", mode_scale=1.29)
     assert mode.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert mode.std().item() < levels("none").std().item()
+    assert mode.std().item() < indices("none").std().item()
     assert 0 <= mode.min() and mode.max() < 1
 
 

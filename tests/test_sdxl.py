@@ -43,19 +43,16 @@ class Constant(torch.nn.Module):
         return torch.zeros_like(sample) + self.value
 
 
-def make_task(schedule, levels, latent=2.0, noise=0.5, weight=1.0):
+def make_task(schedule, indices, latent=2.0, noise=0.5, weight=1.0):
     """A 2 x 2 task with one value everywhere."""
-    shape = (len(levels), 4, 2, 2)
+    shape = (len(indices), 4, 2, 2)
     latents, epsilon = torch.full(shape, latent), torch.full(shape, noise)
-    levels = torch.tensor(levels)
+    indices = torch.tensor(indices)
     return denoising.DenoisingTask(
-        schedule=schedule,
-        noisy=schedule.add_noise(latents, epsilon, levels),
-        target=schedule.target(latents, epsilon, levels),
-        levels=levels,
-        weight=torch.full((len(levels), 1, 2, 2), weight),
-        prompts=[""] * len(levels),
-        conditions=torch.zeros(len(levels), 6),
+        schedule.corrupt(latents, epsilon, indices),
+        weight=torch.full((len(indices), 1, 2, 2), weight),
+        prompts=[""] * len(indices),
+        conditions=torch.zeros(len(indices), 6),
     )
 
 
@@ -102,9 +99,9 @@ def test_min_snr_error_by_hand(kind):
 def test_edm_style_error_by_hand(kind):
     """Prediction as clean latent: x - s*F, or x/(s^2+1) - s*F/sqrt(s^2+1); weight s^-2."""
     schedule = sdxl.NoiseSchedule(EulerDiscreteScheduler(prediction_type=kind, **BETAS))
-    levels = [100, 950]  # EDM levels run from the noisiest
-    errors = denoising.denoising_errors(Constant(0.2), make_task(schedule, levels, weight=0.5))
-    a = alphas()[[999 - level for level in levels]]
+    indices = [100, 950]  # EDM indices run from the noisiest
+    errors = denoising.denoising_errors(Constant(0.2), make_task(schedule, indices, weight=0.5))
+    a = alphas()[[999 - index for index in indices]]
     s = np.sqrt((1 - a) / a)
     x = 2.0 + s * 0.5
     clean = x - s * 0.2 if kind == "epsilon" else x / (s**2 + 1) - s * 0.2 / np.sqrt(s**2 + 1)
@@ -115,11 +112,10 @@ def test_edm_style_tells_the_network_scaled_latents_and_matching_timesteps():
     schedule = sdxl.NoiseSchedule(EulerDiscreteScheduler(**BETAS))
     task = make_task(schedule, [100])
     s = math.sqrt((1 - alphas()[899]) / alphas()[899])
-    scaled = schedule.network_input(task.noisy, task.levels)
-    assert scaled.flatten()[0].item() == pytest.approx(
+    assert task.corrupted.network_input.flatten()[0].item() == pytest.approx(
         (2 + 0.5 * s) / math.sqrt(s**2 + 1), rel=1e-4
     )
-    assert schedule.timesteps(task.levels).tolist() == [899.0]
+    assert task.corrupted.timesteps.tolist() == [899.0]
 
 
 def test_edm_base_error_by_hand():
@@ -133,11 +129,11 @@ def test_edm_base_error_by_hand():
     assert errors.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_levels_cover_the_schedule_evenly():
+def test_indices_cover_the_schedule_evenly():
     schedule = sdxl.NoiseSchedule(DDPMScheduler(**BETAS))
-    levels = schedule.sample_levels(20_000, torch.Generator().manual_seed(0))
-    assert (levels.min().item(), levels.max().item()) == (0, 999)
-    assert levels.float().mean().item() == pytest.approx(499.5, abs=8)
+    indices = schedule.timestep_indices(20_000, torch.Generator().manual_seed(0))
+    assert (indices.min().item(), indices.max().item()) == (0, 999)
+    assert indices.float().mean().item() == pytest.approx(499.5, abs=8)
 
 
 def test_unknown_prediction_types_and_edm_with_min_snr_are_refused():

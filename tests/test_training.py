@@ -89,10 +89,12 @@ def test_two_and_two_resumed_steps_equal_four_straight_ones(
     more = more.format(prior=prior_folder)
     told: list = []
     errors = denoising.denoising_errors
-    monkeypatch.setattr(
-        denoising, "denoising_errors",
-        lambda d, task: told.append((task.prompts, task.noisy.sum())) or errors(d, task),
-    )  # fmt: skip
+
+    def note(denoiser, task):
+        told.append((task.prompts, task.corrupted.network_input.sum()))
+        return errors(denoiser, task)
+
+    monkeypatch.setattr(denoising, "denoising_errors", note)
 
     def run(name, *more_flags):
         told.clear()

@@ -19,7 +19,7 @@ def main(name: str, folder: Path, words: list[str]) -> None:
     errors, train = denoising.denoising_errors, script.train
 
     def note_errors(denoiser, task):
-        seen["noise"].append(task.noisy.sum().item())
+        seen["noise"].append(task.corrupted.network_input.sum().item())
         return errors(denoiser, task)
 
     def note_train(args, accelerator, models, dataset, plan: runtime.Plan):

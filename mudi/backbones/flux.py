@@ -17,7 +17,7 @@ from diffusers.training_utils import (
 from PIL import Image
 from torch import Tensor, nn
 
-from mudi.denoising import PromptEncoder
+from mudi.denoising import Corrupted, PromptEncoder
 from mudi.latents import decode_latents
 
 WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
@@ -97,8 +97,8 @@ def free_text_encoders(pipeline: FluxPipeline, keep_clip: bool) -> None:
 class FlowSchedule:
     """Flow matching between x_0 and noise: x_t = (1 - sigma) x_0 + sigma * noise.
 
-    The network predicts the velocity, noise - x_0. A level is an index into the scheduler's
-    training sigmas. With density "none" levels are uniform; "logit_normal" and "mode" draw some
+    The network predicts the velocity, noise - x_0. Indices are into the scheduler's training
+    sigmas. With density "none" they are uniform; "logit_normal" and "mode" draw some
     more often (arXiv 2403.03206, section 3.1), "sigma_sqrt" and "cosmap" weigh their loss.
     """
 
@@ -118,8 +118,8 @@ class FlowSchedule:
             "mode_scale": mode_scale,
         }
 
-    def sample_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw levels (B,) int64 by the scheme's density, on the generator's device."""
+    def timestep_indices(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw indices (B,) int64 by the scheme's density, on the generator's device."""
         u = compute_density_for_timestep_sampling(
             self.weighting_scheme,
             count,
@@ -127,34 +127,20 @@ class FlowSchedule:
             generator=generator,
             **self._density,
         )
-        num_levels = self.scheduler.config.num_train_timesteps
-        return (u * num_levels).long().clamp(0, num_levels - 1)
+        num_timesteps = self.scheduler.config.num_train_timesteps
+        return (u * num_timesteps).long().clamp(0, num_timesteps - 1)
 
-    def timesteps(self, levels: Tensor) -> Tensor:
-        """Return what the network is told: sigma (B,) in (0, 1]."""
-        self.scheduler.sigmas = self.scheduler.sigmas.to(levels.device)  # moved once
-        return self.scheduler.sigmas[levels]
-
-    def add_noise(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return noisy latents (B, C, h, w)."""
-        sigmas = self.timesteps(levels)[:, None, None, None]
-        return (1.0 - sigmas) * latents + sigmas * noise
-
-    def network_input(self, noisy: Tensor, levels: Tensor) -> Tensor:
-        """Return noisy latents as they are."""
-        return noisy
-
-    def prediction(self, output: Tensor, noisy: Tensor, levels: Tensor) -> Tensor:
-        """Return the predicted velocity in float32."""
-        return output.float()
-
-    def target(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return the true velocity."""
-        return noise - latents
-
-    def weights(self, levels: Tensor) -> Tensor:
-        """Return each sample's loss weight (B,) float32."""
-        return compute_loss_weighting_for_sd3(self.weighting_scheme, self.timesteps(levels))
+    def corrupt(self, latents: Tensor, noise: Tensor, indices: Tensor) -> Corrupted:
+        """x_t = (1 - sigma) x_0 + sigma * noise; the network is told sigma, asked noise - x_0."""
+        self.scheduler.sigmas = self.scheduler.sigmas.to(indices.device)  # moved once
+        told = self.scheduler.sigmas[indices]  # (B,) in (0, 1]
+        sigmas = told[:, None, None, None]
+        return Corrupted(
+            network_input=(1.0 - sigmas) * latents + sigmas * noise,
+            timesteps=told,
+            target=noise - latents,
+            loss_weights=compute_loss_weighting_for_sd3(self.weighting_scheme, told),
+        )
 
 
 class Denoiser(nn.Module):

@@ -15,7 +15,7 @@ from diffusers.training_utils import compute_snr, free_memory
 from PIL import Image
 from torch import Tensor, nn
 
-from mudi.denoising import PromptEncoder
+from mudi.denoising import Corrupted, PromptEncoder
 from mudi.latents import decode_latents
 from mudi.losses import min_snr_weight
 
@@ -97,12 +97,11 @@ class Denoiser(nn.Module):
 class NoiseSchedule:
     """Noise levels, network preconditioning and targets, as diffusers' SDXL trainers have them.
 
-    A level is an index into the scheduler's training levels. Either DDPM levels (the plain case)
-    or sigmas (EDM-style training, arXiv 2206.00364), in which the prediction is turned into a
-    clean-latent estimate before it is compared.
+    Indices are into the scheduler's training timesteps. Either DDPM's (the plain case) or EDM's
+    sigmas (arXiv 2206.00364), where the output is turned into an estimate of the clean latents.
 
     Attributes:
-        snr_gamma: gamma of the min-SNR weight; None: every level counts the same.
+        snr_gamma: gamma of the min-SNR weight; None: all count the same.
     """
 
     def __init__(self, scheduler: Any, snr_gamma: float | None = None):
@@ -115,65 +114,52 @@ class NoiseSchedule:
         if self.edm_style and snr_gamma is not None:
             raise ValueError("min-SNR weights do not go with EDM-style training; drop snr_gamma")
 
-    def sample_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw uniform levels (B,) int64 on the generator's device."""
-        num_levels = self.scheduler.config.num_train_timesteps
-        return torch.randint(0, num_levels, (count,), generator=generator, device=generator.device)
+    def timestep_indices(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw uniform indices (B,) int64 on the generator's device."""
+        count_all = self.scheduler.config.num_train_timesteps
+        return torch.randint(0, count_all, (count,), generator=generator, device=generator.device)
 
-    def timesteps(self, levels: Tensor) -> Tensor:
-        """Return what the network is told (B,)."""
-        if not self.edm_style:
-            return levels
-        self.scheduler.timesteps = self.scheduler.timesteps.to(levels.device)  # moved once
-        return self.scheduler.timesteps[levels]
-
-    def add_noise(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return noisy latents (B, C, h, w)."""
-        if not self.edm_style:
-            return self.scheduler.add_noise(latents, noise, levels)
-        return latents + self._sigmas(levels) * noise
-
-    def network_input(self, noisy: Tensor, levels: Tensor) -> Tensor:
-        """Scale noisy latents for the network."""
-        if not self.edm_style:
-            return noisy
-        sigmas = self._sigmas(levels)
-        if isinstance(self.scheduler, EDMEulerScheduler):
-            return self.scheduler.precondition_inputs(noisy, sigmas)
-        return noisy / (sigmas**2 + 1) ** 0.5
-
-    def prediction(self, output: Tensor, noisy: Tensor, levels: Tensor) -> Tensor:
-        """Turn the network's output into what `target` is compared with; float32."""
-        output = output.float()
-        if not self.edm_style:
-            return output
-        sigmas = self._sigmas(levels)
-        if isinstance(self.scheduler, EDMEulerScheduler):
-            return self.scheduler.precondition_outputs(noisy, output, sigmas)
-        if self.prediction_type == "epsilon":
-            return noisy - sigmas * output
-        return noisy / (sigmas**2 + 1) - output * sigmas / (sigmas**2 + 1) ** 0.5
-
-    def target(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return what a perfect prediction would be (B, C, h, w)."""
+    def corrupt(self, latents: Tensor, noise: Tensor, indices: Tensor) -> Corrupted:
+        """x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise, asked the noise or v; EDM: see below."""
         if self.edm_style:
-            return latents
-        if self.prediction_type == "epsilon":
-            return noise
-        return self.scheduler.get_velocity(latents, noise, levels)
+            return self._corrupt_edm(latents, noise, indices)
+        target = noise
+        if self.prediction_type == "v_prediction":
+            target = self.scheduler.get_velocity(latents, noise, indices)
+        return Corrupted(
+            network_input=self.scheduler.add_noise(latents, noise, indices),
+            timesteps=indices,
+            target=target,
+            loss_weights=self._min_snr_weights(indices),
+        )
 
-    def weights(self, levels: Tensor) -> Tensor:
-        """Return each sample's loss weight (B,) float32."""
-        if isinstance(self.scheduler, EulerDiscreteScheduler):
-            return self._sigmas(levels).flatten() ** -2.0
+    def _corrupt_edm(self, latents: Tensor, noise: Tensor, indices: Tensor) -> Corrupted:
+        """x = x_0 + sigma * noise, asked x_0: c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x)."""
+        scheduler = self.scheduler
+        scheduler.sigmas = scheduler.sigmas.to(indices.device)  # moved once
+        scheduler.timesteps = scheduler.timesteps.to(indices.device)
+        sigmas = scheduler.sigmas[indices][:, None, None, None]
+        noisy = latents + sigmas * noise
+        if isinstance(scheduler, EDMEulerScheduler):
+            nothing, one = torch.zeros_like(sigmas), torch.ones_like(sigmas)
+            network_input = scheduler.precondition_inputs(noisy, sigmas)
+            offset = scheduler.precondition_outputs(noisy, nothing, sigmas)
+            scale = scheduler.precondition_outputs(nothing, one, sigmas)
+            weights = torch.ones(len(indices), device=indices.device)
+        else:
+            network_input = noisy / (sigmas**2 + 1) ** 0.5
+            offset, scale = noisy, -sigmas
+            if self.prediction_type == "v_prediction":
+                offset, scale = noisy / (sigmas**2 + 1), -sigmas / (sigmas**2 + 1) ** 0.5
+            weights = sigmas.flatten() ** -2.0
+        told = scheduler.timesteps[indices]
+        return Corrupted(network_input, told, latents, weights, offset, scale)
+
+    def _min_snr_weights(self, indices: Tensor) -> Tensor:
         if self.snr_gamma is None:
-            return torch.ones(len(levels), device=levels.device)
-        snr = compute_snr(self.scheduler, levels)
+            return torch.ones(len(indices), device=indices.device)
+        snr = compute_snr(self.scheduler, indices)
         return min_snr_weight(snr, self.snr_gamma, self.prediction_type)
-
-    def _sigmas(self, levels: Tensor) -> Tensor:
-        self.scheduler.sigmas = self.scheduler.sigmas.to(levels.device)  # moved once
-        return self.scheduler.sigmas[levels][:, None, None, None]
 
 
 def size_conditions(conditioning: Tensor, resolution: int, real_sizes: bool) -> Tensor:
