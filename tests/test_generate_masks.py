@@ -13,7 +13,6 @@ from PIL import Image
 
 import generate_masks
 from mini.tiny import save_tiny_owlv2, save_tiny_sam
-from mudi.ground.errors import SetupError
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, load_mask, tight_box
 from mudi.masks import segment
@@ -322,10 +321,10 @@ def test_a_sliver_of_a_photo_and_a_threshold_that_is_none(tmp_path, detectors):
 
 def test_what_cannot_be_loaded_is_one_line(photos, detectors, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
-    with pytest.raises(SetupError, match=r"broken.pth: no vit_b"):
+    with pytest.raises(SystemExit, match=r"broken.pth: no vit_b"):
         broken = ["--sam_checkpoint", str(tmp_path / "broken.pth"), "--sam_type", "vit_b"]
         run(photos, detectors[1], *broken, segmenter="sam")
-    with pytest.raises(SetupError, match="detector /nowhere: cannot be loaded"):
+    with pytest.raises(SystemExit, match="detector /nowhere: cannot be loaded"):
         run(photos, "/nowhere")
 
 

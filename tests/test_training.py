@@ -12,8 +12,7 @@ from test_metadata import FAULTS
 from training import EXAMPLE, lora_of
 
 from mudi import denoising, lora
-from mudi.ground.errors import SetupError
-from mudi.training import checks, publish, runtime
+from mudi.training import checks, publish
 
 BITWISE = {"rtol": 0, "atol": 0}
 
@@ -155,7 +154,7 @@ def test_half_precision_keeps_the_adapters_in_float32(backbone, tmp_path, more):
 
 
 def test_a_run_stops_on_a_loss_that_is_not_finite_and_keeps_the_last_checkpoint(backbone, tmp_path):
-    with pytest.raises(runtime.NonFiniteLossError, match=r"step 2 is (nan|inf).*checkpoint-1"):
+    with pytest.raises(SystemExit, match=r"step 2 is (nan|inf).*checkpoint-1"):
         backbone.train(tmp_path, "--learning_rate 1e36 --max_train_steps 5",
               "--checkpointing_steps 1 --save_steps 1")  # fmt: skip
     assert not (tmp_path / lora.WEIGHTS_NAME).exists()
@@ -194,7 +193,7 @@ def test_only_the_newest_checkpoints_are_kept(backbone, tmp_path):
 
 def test_a_checkpoint_of_another_rank_is_refused_before_models_load(backbone, run_once):
     more = "--rank 4 --max_train_steps 5 --resume_from_checkpoint checkpoint-2"
-    with pytest.raises(SetupError, match="rank was 2 and is 4"):
+    with pytest.raises(SystemExit, match="rank was 2 and is 4"):
         backbone.train(run_once, more)
 
 
@@ -284,7 +283,7 @@ def test_a_base_that_is_not_there_is_one_line(backbone, tmp_path):
 
 def test_a_hub_model_that_cannot_be_reached_is_one_line(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SetupError, match="path nobody/nothing: ") as stopped:
+    with pytest.raises(SystemExit, match="path nobody/nothing: ") as stopped:
         replace(backbone, base="nobody/nothing").train(tmp_path)
     assert len(str(stopped.value).splitlines()) == 1
 
@@ -307,7 +306,7 @@ def test_wandb_without_a_login_says_how_to_go_offline(backbone, tmp_path, monkey
     monkeypatch.setattr(
         backbone.script, "load_models", lambda *_: pytest.fail("a model was loaded")
     )
-    with pytest.raises(SetupError, match="WANDB_MODE=offline"):
+    with pytest.raises(SystemExit, match="WANDB_MODE=offline"):
         backbone.train(tmp_path / "out", "--report_to wandb")
 
 
