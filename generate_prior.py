@@ -26,6 +26,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mudi.backbones.table import SDXL
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
 from mudi.ground.flags import id_table
@@ -53,8 +54,8 @@ from mudi.pictures.pipelines import (
     SDXL_BASE,
     add_pipeline_flags,
     load_pipeline,
+    pipeline_backbone,
     pipeline_complaints,
-    pipeline_kind,
     pipeline_settings,
     place,
 )
@@ -180,7 +181,7 @@ def make(
     queries = {job.query for job in jobs}
     cut = masker(args, queries, state.device) if args.gen_mask else None
     settings = pipeline_settings(args)
-    if pipeline_kind(settings["base"], args.revision, args.cache_dir) != "sdxl":
+    if pipeline_backbone(settings["base"], args.revision, args.cache_dir) is not SDXL:
         raise SetupError(f"{settings['base']}: not an SDXL model, which class pictures are made by")
     pipeline = load_pipeline(**settings, device=state.device)
     pipeline.vae.enable_slicing()  # SDXL's own decodes in float32: a picture at a time

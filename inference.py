@@ -27,6 +27,7 @@ from accelerate import PartialState
 from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
+from mudi.backbones.table import FLUX, SDXL
 from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import replace_file, write_image, write_text
 from mudi.ground.flags import differences
@@ -39,13 +40,12 @@ from mudi.pictures.chat_model import LlmError, llm_layout
 from mudi.pictures.pipelines import (
     add_pipeline_flags,
     load_pipeline,
+    pipeline_backbone,
     pipeline_complaints,
-    pipeline_kind,
     pipeline_settings,
     place,
 )
 from mudi.pictures.sampling import (
-    DEFAULT_GAMMA,
     SCHEDULERS,
     Picture,
     Sampler,
@@ -62,7 +62,7 @@ from mudi.pictures.sampling import (
 from mudi.pictures.shot_args import (
     LLM,
     RANDOM,
-    kind_complaints,
+    backbone_complaints,
     named_subjects,
     number_complaints,
     read_gamma,
@@ -110,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--gamma",
         nargs="+",
         help="strength of the mean shift: a number, or ID=NUMBER a subject; "
-        f"unset: {DEFAULT_GAMMA['sdxl']} for SDXL, {DEFAULT_GAMMA['flux']} for FLUX",
+        f"unset: {SDXL.gamma} for SDXL, {FLUX.gamma} for FLUX",
     )
     group.add_argument("--layout", default=RANDOM, help="random, llm, or a JSON file (random)")
     group.add_argument(
@@ -141,10 +141,11 @@ def main(args: argparse.Namespace) -> None:
     gamma = read_gamma(args.gamma, ids, problems)
     scales = read_scales(args.scales, ids, problems)
     refuse(problems)
-    kind = pipeline_kind(args.pretrained_model_name_or_path, args.revision, args.cache_dir)
+    base = args.pretrained_model_name_or_path
+    backbone = pipeline_backbone(base, args.revision, args.cache_dir)
     if gamma is None:
-        gamma = DEFAULT_GAMMA[kind] if subjects else 0.0
-    refuse(kind_complaints(args, kind) + start_complaints(args, prompts, subjects, gamma))
+        gamma = backbone.gamma if subjects else 0.0
+    refuse(backbone_complaints(args, backbone) + start_complaints(args, prompts, subjects, gamma))
 
     state = join_processes()
     layouts: list[Layout | None] = [None] * len(prompts)

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from mudi import lora
 from mudi.backbones import sdxl
+from mudi.backbones.table import SDXL
 from mudi.data import SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.segmix import SDXL_STYLE
 from mudi.training import args as shared
 from mudi.training import checks, publish, runtime, saving
 from mudi.training.optimizers import prepare_training
@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
-    found = checks.check_args(args, "StableDiffusionXL")
+    found = checks.check_args(args, SDXL)
     if args.snr_gamma is not None and args.snr_gamma <= 0:
         found.append(f"--snr_gamma {args.snr_gamma}: must be above 0")
     if args.snr_gamma is not None and args.do_edm_style_training:
@@ -182,7 +182,7 @@ def train(
 
 @program
 def main(args: argparse.Namespace) -> None:
-    run = runtime.set_up(args, check_args(args), SDXL_STYLE, on_gpu="fp16", tracker="mudi-sdxl")
+    run = runtime.set_up(args, check_args(args), SDXL)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
     pipeline_class = StableDiffusionXLPipeline

@@ -17,7 +17,8 @@ from benchmarks.common import BACKBONES, ROOT
 from benchmarks.parts import swapped
 from benchmarks.published import FLUX, FLUX_SCHEDULER, SDXL, SDXL_SCHEDULER, Network
 from mini.tiny import FAMILIES, FLUX_CHANNELS, TEXT_WIDTH, clip_tokenizer, t5_tokenizer, tiny_flux
-from mudi.pictures.pipelines import ON_GPU, load_pipeline
+from mudi.backbones import flux, table
+from mudi.pictures.pipelines import default_dtype, load_pipeline
 
 PUBLISHED: dict[str, dict[str, Network]] = {"sdxl": SDXL, "flux": FLUX}
 MINIATURE = ROOT / "mini/weights/sdxl"
@@ -66,7 +67,7 @@ def pipeline_of(family: str, size: str, device: torch.device) -> Any:
     if size != "real":
         with base_model(family, size, device) as base:
             return load_pipeline(base, device=device).to(device)
-    dtype = torch.float32 if device.type == "cpu" else ON_GPU[family]
+    dtype = default_dtype(table.BACKBONES[family], device)
     networks = PUBLISHED[family]
     parts = {name: random_network(network, device, dtype) for name, network in networks.items()}
     pipeline = light_pipeline(family, **parts)
@@ -128,7 +129,7 @@ def random_loaders(
     def load_flux_vae(base: str, **hub: Any) -> Any:
         return random_network(networks["vae"], device, torch.float32)
 
-    load_real_transformer = BACKBONES["flux"].load_transformer
+    load_real_transformer = flux.load_transformer
 
     def load_transformer(
         base: str, dtype: torch.dtype, quantization: Any = None, **hub: Any

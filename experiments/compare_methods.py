@@ -53,6 +53,7 @@ from experiments.scoring import (
     score,
 )
 from mini.subjects import SETS
+from mudi.backbones.table import SDXL
 from mudi.ground.errors import first_line, program, refuse
 from mudi.ground.files import write_image, write_records, write_text
 from mudi.ground.flags import DTYPES, MODEL_INDEX, differences, model_folder_complaints
@@ -61,7 +62,6 @@ from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
 from mudi.metadata import PRIOR_FILENAME, load_subjects
 from mudi.pictures.pipelines import BASE_FLAG, VAE_FLAG
-from mudi.pictures.sampling import DEFAULT_GAMMA
 
 BASE = "mini/weights/sdxl"
 PROMPTS = (  # each on a background that the miniature knows
@@ -101,7 +101,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         f"({' '.join(PILOT)})",
     )
     flag("--prior_dir", type=Path, help="folder of prior sets by the same names; unset: made anew")
-    flag("--gamma", type=float, default=DEFAULT_GAMMA["sdxl"], help="of MuDI's mean shift")
+    flag("--gamma", type=float, default=SDXL.gamma, help="of MuDI's mean shift")
     flag("--device", help="of training and pictures; unset: accelerate's choice")
     group = parser.add_argument_group("training")
     group.add_argument(BASE_FLAG, default=BASE, help=f"SDXL folder or hub id ({BASE})")

@@ -24,17 +24,16 @@ from torch import Tensor
 
 from mudi import lora
 from mudi.backbones import flux
+from mudi.backbones.table import FLUX
 from mudi.data import SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.segmix import FLUX_STYLE
 from mudi.training import args as shared
 from mudi.training import checks, publish, quantization, runtime, saving
 from mudi.training.optimizers import prepare_training
 
-RESOLUTION_STEP = 16  # px: the VAE reduces by 8, packing by 2
 SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
 
 logger = get_logger("mudi")
@@ -90,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
-    found = checks.check_args(args, "Flux", multiple_of=RESOLUTION_STEP)
+    found = checks.check_args(args, FLUX)
     found += quantization.complaints(args.quantize_base)
     if args.logit_std <= 0:
         found.append(f"--logit_std {args.logit_std}: must be above 0")
@@ -197,7 +196,7 @@ def train(
 
 @program
 def main(args: argparse.Namespace) -> None:
-    run = runtime.set_up(args, check_args(args), FLUX_STYLE, on_gpu="bf16", tracker="mudi-flux")
+    run = runtime.set_up(args, check_args(args), FLUX)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
     dtype = torch.float32

@@ -24,10 +24,10 @@ from detect_and_compare.references import References, default_query, load_refere
 from mini.subjects import SETS, subjects_of, write_pair
 from mini.training.detector import OVERLAP, SURE
 from mini.world import SIZE
+from mudi.backbones import table
 from mudi.ground.files import write_image
 from mudi.ground.sheets import contact_sheet
 from mudi.images import load_rgb
-from mudi.pictures.sampling import DEFAULT_GAMMA
 
 ROOT = Path(__file__).parent.parent
 SDXL = ROOT / "mini/weights/sdxl"
@@ -49,7 +49,7 @@ class Method:
 
 METHODS = {
     "plain": Method("DreamBooth", segmix_prob=0.0, gamma=0.0),
-    "mudi": Method("Seg-Mix + mean-shifted noise", segmix_prob=0.3, gamma=DEFAULT_GAMMA["sdxl"]),
+    "mudi": Method("Seg-Mix + mean-shifted noise", segmix_prob=0.3, gamma=table.SDXL.gamma),
 }
 
 

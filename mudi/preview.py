@@ -10,14 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from mudi.backbones.table import BACKBONES
 from mudi.data import SampleOptions, SegMixDataset, collage_sheet
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image
 from mudi.metadata import MetadataError, load_subjects
-from mudi.segmix import FLUX_STYLE, SDXL_STYLE
 from mudi.training.args import MIXES, subject_scales
-
-STYLES = {"sdxl": SDXL_STYLE, "flux": FLUX_STYLE}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--instance_data_dir", required=True, help="folder with metadata.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="PNG to write")
-    parser.add_argument("--style", choices=STYLES, default="sdxl", help="whose Seg-Mix")
+    parser.add_argument("--style", choices=BACKBONES, default="sdxl", help="whose Seg-Mix")
     parser.add_argument("--resolution", type=int, default=1024, help="side of a collage (px)")
     parser.add_argument("--num_collages", type=int, default=12, help="tiles on the sheet")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other collages")
@@ -57,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
         print(warning, file=sys.stderr)
     options = SampleOptions(
         resolution=args.resolution,
-        style=STYLES[args.style],
+        style=BACKBONES[args.style].style,
         segmix_prob=1.0,
         num_subjects=args.segmix_num_subjects,
         scales=scales,

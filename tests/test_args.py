@@ -4,6 +4,7 @@ import importlib.util
 import pytest
 from helpers import NAMES
 
+from mudi.backbones.table import FLUX, SDXL
 from mudi.training.args import make_parser, resolve_mixed_precision, subject_scales, trackers
 from mudi.training.checks import check_args
 
@@ -18,7 +19,7 @@ def parse(line: str = "") -> argparse.Namespace:
 
 
 def complaints(line: str) -> list[str]:
-    return check_args(parse(line))
+    return check_args(parse(line), SDXL)
 
 
 def test_the_least_command_has_nothing_wrong():
@@ -171,8 +172,8 @@ def test_the_ends_of_the_ranges_are_allowed(line):
 
 
 def test_the_resolution_s_divisor_is_the_backbone_s():
-    assert check_args(parse("--resolution 520")) == []
-    assert check_args(parse("--resolution 520"), multiple_of=16) == [
+    assert check_args(parse("--resolution 520"), SDXL) == []
+    assert check_args(parse("--resolution 520"), FLUX) == [
         "--resolution 520: must be a multiple of 16"
     ]
 
@@ -224,7 +225,7 @@ def test_optimizer_names_may_be_written_in_any_case():
 
 def test_missing_places_are_told():
     parser = make_parser(None, resolution=1024)
-    assert check_args(parser.parse_args(["--report_to", "none"])) == [
+    assert check_args(parser.parse_args(["--report_to", "none"]), SDXL) == [
         "--pretrained_model_name_or_path is missing: a base model's folder or hub id",
         "--instance_data_dir is missing: a folder with metadata.jsonl",
         "--output_dir is missing",
@@ -251,9 +252,12 @@ def test_a_base_model_folder_without_a_model_is_told(tmp_path):
     index.touch()
     assert "its model_index.json is broken" in complaints(f"{flag} {tmp_path}")[0]
     index.write_text('{"_class_name": "FluxPipeline"}')
-    [complaint] = check_args(parse(f"{flag} {tmp_path}"), family="StableDiffusionXL")
-    assert "a FluxPipeline; this script trains StableDiffusionXL models" in complaint
-    assert complaints(f"--pretrained_model_name_or_path {tmp_path}") == []
+    [complaint] = check_args(parse(f"{flag} {tmp_path}"), SDXL)
+    assert "a FluxPipeline; this script trains StableDiffusionXLPipelines" in complaint
+    index.write_text('{"_class_name": "Flux2KleinPipeline"}')  # another backbone, not FLUX.1
+    assert "a Flux2KleinPipeline; this" in check_args(parse(f"{flag} {tmp_path}"), FLUX)[0]
+    index.write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert complaints(f"{flag} {tmp_path}") == []
 
 
 def test_an_output_dir_that_is_a_file_is_told(tmp_path):

@@ -30,7 +30,7 @@ from experiments.plots import FIGURES, write_figures
 from experiments.results import Row, flat, markdown, rows_of, summarise
 from experiments.stats import Interval, agreement, bootstrap, cohens_kappa, ranked_rightly
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2, tiny_sdxl
-from mudi.pictures.sampling import DEFAULT_GAMMA
+from mudi.backbones.table import SDXL
 from mudi.segmix import CUTMIX_NEGATIVE_PROMPT
 
 torch.set_num_threads(1)
@@ -328,7 +328,7 @@ def test_a_stopped_comparison_goes_on_without_doing_anything_twice(
     assert times().items() >= kept.items() and len(times()) == 2 + 16
     one, other = (lora_of(folder / "loras/segmix/two_foxes") for folder in (out, finished))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    for variant in ("segmix_gamma_0", f"segmix_gamma_{DEFAULT_GAMMA['sdxl']:g}"):
+    for variant in ("segmix_gamma_0", f"segmix_gamma_{SDXL.gamma:g}"):
         shown = [folder / f"pictures/two_foxes/{variant}/00_000.png" for folder in (out, finished)]
         again, before = (np.asarray(Image.open(path)).astype(int) for path in shown)
         assert abs(again - before).max() <= 1

@@ -10,7 +10,6 @@ from helpers import ROOT
 import train_segmix_lora_flux
 import train_segmix_lora_sdxl
 from mudi.ground.flags import BooleanFlag, RefusedFlag
-from mudi.training.checks import check_args
 
 SDXL, FLUX = train_segmix_lora_sdxl, train_segmix_lora_flux
 SCRIPTS = [SDXL, FLUX]
@@ -139,5 +138,7 @@ def test_every_flag_is_read_by_some_code(script, parser):
 @pytest.mark.parametrize("name", ["dataset_name", "dataset_config_name", "class_prompt",
                                   "prior_generation_precision", "sample_batch_size"])  # fmt: skip
 def test_what_cannot_be_had_is_refused_with_a_pointer(script, name):
-    [told] = [c for c in check_args(script.parse_args([f"--{name}=4"])) if f"--{name}: " in c]
+    [told] = [
+        c for c in script.check_args(script.parse_args([f"--{name}=4"])) if f"--{name}: " in c
+    ]
     assert "--class_data_dir" in told or "--instance_data_dir" in told

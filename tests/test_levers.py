@@ -16,7 +16,7 @@ from training import lora_of
 from mudi import latents
 from mudi.denoising import PromptTable
 from mudi.latents import LatentCache, encode_images
-from mudi.training import checks, runtime
+from mudi.training import runtime
 from mudi.training.optimizers import make_optimizer
 
 BITWISE = {"rtol": 0, "atol": 0}
@@ -211,7 +211,9 @@ def test_each_collage_of_a_pool_is_encoded_once_and_sampled_anew(backbone, tmp_p
 def test_pool_flags_that_cannot_work_are_told(backbone):
     def told(more: str) -> list[str]:
         return [
-            c for c in checks.check_args(backbone.script.parse_args(more.split())) if "pool" in c
+            c
+            for c in backbone.script.check_args(backbone.script.parse_args(more.split()))
+            if "pool" in c
         ]
 
     assert told("--segmix_pool 8 --segmix_pool_refresh 2") == []
@@ -222,6 +224,6 @@ def test_pool_flags_that_cannot_work_are_told(backbone):
     ):
         [line] = told(more)
         assert complaint in line
-    assert "--logging_steps 0: must be 1 or more" in checks.check_args(
+    assert "--logging_steps 0: must be 1 or more" in backbone.script.check_args(
         backbone.script.parse_args(["--logging_steps=0"])
     )

@@ -195,6 +195,11 @@ def pack(latents: Tensor) -> Tensor:
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
 
 
+def to_pipeline(latents: Tensor) -> Tensor:
+    """Return starting noise (B, 16, h, w) as the pipeline's `latents` take it: packed."""
+    return pack(latents)
+
+
 def unpack(packed: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo `pack` for latents of size (h, w)."""
     height, width = size

@@ -162,6 +162,11 @@ class NoiseSchedule:
         return min_snr_weight(snr, self.snr_gamma, self.prediction_type)
 
 
+def to_pipeline(latents: Tensor) -> Tensor:
+    """Return starting noise (B, 4, h, w) as the pipeline's `latents` take it."""
+    return latents
+
+
 def size_conditions(conditioning: Tensor, resolution: int, real_sizes: bool) -> Tensor:
     """Return SDXL's size conditions (B, 6) for conditioning (B, 4).
 

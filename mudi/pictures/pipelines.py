@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
+from mudi.backbones.table import Backbone, backbone_of
 from mudi.ground.errors import SetupError, loading
 from mudi.ground.flags import DTYPES, MODEL_INDEX, model_folder_complaints
 
 BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model_name_or_path"
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-KINDS = {"StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
-ON_GPU = {"sdxl": torch.float16, "flux": torch.bfloat16}
 
 
 def add_pipeline_flags(parser: argparse.ArgumentParser, base: str | None) -> None:
@@ -56,18 +55,25 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def pipeline_kind(base: str, revision: str | None = None, cache_dir: str | None = None) -> str:
-    """Return "sdxl" or "flux", whichever a folder or hub id is; loads no weights.
+def pipeline_backbone(
+    base: str, revision: str | None = None, cache_dir: str | None = None
+) -> Backbone:
+    """Return the backbone that a folder or hub id is of; loads no weights.
 
     Raises:
         SetupError: it can't be reached, or is of another kind.
     """
     with loading(BASE_FLAG, base):
         config = DiffusionPipeline.load_config(base, revision=revision, cache_dir=cache_dir)
-    name = config["_class_name"]
-    if name not in KINDS:
-        raise SetupError(f"{BASE_FLAG} {base}: a {name}; {' and '.join(KINDS)} are known here")
-    return KINDS[name]
+    try:
+        return backbone_of(config["_class_name"])
+    except SetupError as error:
+        raise SetupError(f"{BASE_FLAG} {base}: {error}") from error
+
+
+def default_dtype(backbone: Backbone, device: torch.device) -> torch.dtype:
+    """Return the precision in which weights run where no flag says it."""
+    return torch.float32 if device.type == "cpu" else getattr(torch, DTYPES[backbone.precision])
 
 
 def load_pipeline(
@@ -90,9 +96,9 @@ def load_pipeline(
     Raises:
         SetupError: it can't be loaded.
     """
-    kind = pipeline_kind(base, revision, cache_dir)
+    backbone = pipeline_backbone(base, revision, cache_dir)
     if dtype is None:
-        dtype = torch.float32 if torch.device(device).type == "cpu" else ON_GPU[kind]
+        dtype = default_dtype(backbone, torch.device(device))
     parts: dict[str, Any] = {}
     if vae:
         with loading(VAE_FLAG, vae):

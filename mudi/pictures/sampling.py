@@ -21,13 +21,12 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    FluxPipeline,
     UniPCMultistepScheduler,
 )
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mudi.backbones.flux import pack
+from mudi.backbones.table import backbone_of
 from mudi.ground.errors import SetupError
 from mudi.ground.sheets import COLOURS, contact_sheet
 from mudi.images import load_mask, load_rgb
@@ -54,7 +53,6 @@ SCHEDULERS: dict[str, Any] = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-DEFAULT_GAMMA = {"sdxl": 0.4, "flux": 0.0}  # see experiments/RESULTS.md; FLUX does without
 KEPT_CUTOUTS = 32  # a 12-megapixel photo's can take 50 MB
 
 
@@ -172,21 +170,21 @@ class Sampler:
         device: torch.device | None = None,
     ):
         self.pipeline = pipeline
-        self.is_flux = isinstance(pipeline, FluxPipeline)
+        self.backbone = backbone_of(type(pipeline).__name__)
         side = pipeline.default_sample_size * pipeline.vae_scale_factor
         self.size = sampling.size or (side, side)
-        unit = (2 if self.is_flux else 1) * pipeline.vae_scale_factor
+        unit = self.backbone.size_unit
         if any(length % unit for length in self.size):
             raise SamplingError(f"{self.size[0]}x{self.size[1]}: both must be multiples of {unit}")
-        if self.is_flux and sampling.negative_prompt:
-            raise SamplingError("FLUX takes no negative prompt; leave it out")
+        if self.backbone.flow and sampling.negative_prompt:
+            raise SamplingError(f"{self.backbone.title} takes no negative prompt; leave it out")
         settings = {
             "num_inference_steps": sampling.steps,
             "guidance_scale": sampling.guidance_scale,
         }
         self._settings = {key: value for key, value in settings.items() if value is not None}
         self._negative_prompt = sampling.negative_prompt
-        self._denoiser = pipeline.transformer if self.is_flux else pipeline.unet
+        self._denoiser = getattr(pipeline, self.backbone.denoiser)
         self.stage = Stage(subjects, self.size) if subjects else None
         if subjects:
             # SDXL's own VAE overflows in half precision; CPU offload would move it behind our back
@@ -219,7 +217,7 @@ class Sampler:
             [shot.prompt for shot in shots],
             width=self.size[0],
             height=self.size[1],
-            latents=pack(noise) if self.is_flux else noise,
+            latents=self.backbone.module.to_pipeline(noise),
             generator=generators,
             **more,
         ).images
@@ -277,10 +275,11 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
     """Give an SDXL pipeline another of SCHEDULERS, with the noise levels of its own.
 
     Raises:
-        SamplingError: it is a FLUX pipeline, which has one scheduler only.
+        SamplingError: it is of flow matching, which has one scheduler only.
     """
-    if isinstance(pipeline, FluxPipeline):
-        raise SamplingError("FLUX has its own scheduler; leave --scheduler out")
+    backbone = backbone_of(type(pipeline).__name__)
+    if backbone.flow:
+        raise SamplingError(f"{backbone.title} has its own scheduler; leave --scheduler out")
     pipeline.scheduler = SCHEDULERS[name].from_config(pipeline.scheduler.config)
 
 
@@ -306,9 +305,9 @@ def signal_unit(pipeline: DiffusionPipeline, steps: int) -> float | None:
 
     See `reference_gamma`; None for flow matching.
     """
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-    if isinstance(pipeline, FluxPipeline):
+    if backbone_of(type(pipeline).__name__).flow:
         return None
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(steps)
     return reference_gamma(scheduler)
 

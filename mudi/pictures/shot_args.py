@@ -5,12 +5,13 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from mudi.backbones.table import Backbone
 from mudi.ground.files import unwritable
 from mudi.ground.flags import id_numbers, looks_local
 from mudi.metadata import MetadataError, Subjects, load_subjects
 from mudi.texts import folded
 
-SIZE_UNIT = 8  # px; the stock pipelines take no other sizes
+SIZE_UNIT = 8  # px; no stock pipeline takes other sizes
 RANDOM, LLM = "random", "llm"  # values of --layout that are no file
 
 
@@ -118,19 +119,18 @@ def read_scales(
     return scales
 
 
-def kind_complaints(args: argparse.Namespace, kind: str) -> list[str]:
-    """Complain about flags that FLUX has no use for, once it is known that it is one."""
-    if kind != "flux":
-        return []
+def backbone_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]:
+    """Complain about what a backbone has no use for, once it is known which it is."""
     found = [
-        f"--{flag}: FLUX takes none; leave it out"
+        f"--{flag}: {backbone.title} takes none; leave it out"
         for flag in ("negative_prompt", "scheduler")
-        if getattr(args, flag)
+        if backbone.flow and getattr(args, flag)
     ]
+    unit = backbone.size_unit
     return found + [
-        f"--{flag} {getattr(args, flag)}: must be a multiple of {2 * SIZE_UNIT} for FLUX"
+        f"--{flag} {getattr(args, flag)}: must be a multiple of {unit} for {backbone.title}"
         for flag in ("resolution", "height", "width")
-        if (getattr(args, flag) or 0) % (2 * SIZE_UNIT)
+        if unit > SIZE_UNIT and (getattr(args, flag) or 0) % unit
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mudi import segmix
+from mudi.backbones.table import Backbone
 from mudi.ground.errors import SetupError, refuse
 from mudi.ground.files import unwritable
 from mudi.ground.flags import MODEL_INDEX, model_folder_complaints
@@ -38,19 +39,18 @@ class Data:
     scales: dict[str, float] | None
 
 
-def check_args(args: argparse.Namespace, family: str = "", multiple_of: int = 8) -> list[str]:
+def check_args(args: argparse.Namespace, backbone: Backbone) -> list[str]:
     """Return everything that is wrong with the shared flags, one line each.
 
     Args:
-        family: how the base pipeline's class name begins.
-        multiple_of: what the resolution must be divisible by (px).
+        backbone: what the script trains.
     """
     return [
         *args.refused,
         *_number_complaints(args),
-        *_model_complaints(args, family),
-        *_start_complaints(args, family),
-        *_data_complaints(args, multiple_of),
+        *_model_complaints(args, backbone),
+        *_start_complaints(args, backbone),
+        *_data_complaints(args, backbone.size_unit),
         *_optimizer_complaints(args),
         *_output_complaints(args),
     ]
@@ -91,7 +91,7 @@ def _below(value: float | None, bound: float) -> bool:
     return value is not None and not value >= bound
 
 
-def _model_complaints(args: argparse.Namespace, family: str) -> list[str]:
+def _model_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]:
     flag, name = "--pretrained_model_name_or_path", args.pretrained_model_name_or_path
     if not name:
         return [f"{flag} is missing: a base model's folder or hub id"]
@@ -102,12 +102,12 @@ def _model_complaints(args: argparse.Namespace, family: str) -> list[str]:
         kind = json.loads((Path(name) / MODEL_INDEX).read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         return [f"{flag} {name}: its {MODEL_INDEX} is broken ({error!r})"]
-    if not str(kind).startswith(family):
-        return [f"{flag} {name}: a {kind}; this script trains {family} models"]
+    if kind != backbone.pipeline:
+        return [f"{flag} {name}: a {kind}; this script trains {backbone.pipeline}s"]
     return []
 
 
-def _start_complaints(args: argparse.Namespace, family: str) -> list[str]:
+def _start_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]:
     """Complain about a --resume_lora that does not fit the adapters that the flags ask for."""
     if args.resume_lora is None:
         return []
@@ -116,8 +116,8 @@ def _start_complaints(args: argparse.Namespace, family: str) -> list[str]:
     except LoraFileError as error:
         return [f"--resume_lora {error}"]
     told = f"--resume_lora {start.file}"
-    if start.family != family:
-        return [f"{told}: a {start.family} LoRA; this script trains {family} models"]
+    if start.family != backbone.lora_family:
+        return [f"{told}: a {start.family} LoRA; this script trains {backbone.title}"]
     found = []
     if len(start.ranks) > 1:
         ranks = ", ".join(map(str, start.ranks))

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mudi.backbones.table import Backbone
 from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
 from mudi.ground.errors import SetupError, first_line
@@ -71,27 +72,24 @@ class Run:
 def set_up(
     args: argparse.Namespace,
     complaints: list[str],
-    style: SegMixStyle,
-    on_gpu: str,
-    tracker: str,
+    backbone: Backbone,
 ) -> Run:
     """Check flags and data, start accelerate and the trackers, plan the run, show the collages.
 
     Args:
         complaints: what is wrong with the flags.
-        on_gpu: the script's own precision on a GPU.
-        tracker: name of the project in the trackers.
 
     Raises:
         SetupError: anything is wrong; the message says all of it.
     """
-    data = load_data(args, style, [*complaints, *check_login(args)])
-    accelerator = make_accelerator(args, on_gpu)
+    data = load_data(args, backbone.style, [*complaints, *check_login(args)])
+    accelerator = make_accelerator(args, backbone.precision)
     plan = plan_run(accelerator, args, data.subjects)
     if args.segmix_pool:
         _tell_use(args, plan)
-    start_trackers(accelerator, args, tracker)
-    dataset = SegMixDataset(data.subjects, sample_options(args, style, data.scales), data.prior)
+    start_trackers(accelerator, args, f"mudi-{backbone.name}")
+    options = sample_options(args, backbone.style, data.scales)
+    dataset = SegMixDataset(data.subjects, options, data.prior)
     log_collages(accelerator, args, dataset)
     return Run(accelerator, plan, dataset)
 

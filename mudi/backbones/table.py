@@ -1,0 +1,83 @@
+"""What each backbone is, as far as code outside its own file has to know. Knows no torch."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+from mudi.ground.errors import SetupError
+from mudi.segmix import FLUX_STYLE, SDXL_STYLE, SegMixStyle
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A base model's kind.
+
+    Attributes:
+        name: the word of flags and tables, and of its file beside this one.
+        title: as people write it.
+        pipeline: the exact name of its pipeline's class in diffusers.
+        lora_family: what `mudi.ground.lora_names` calls it.
+        style: its Seg-Mix.
+        denoiser: the pipeline's part that trains.
+        precision: of frozen weights on a GPU, a word of `mudi.ground.flags.DTYPES`.
+        size_unit: what a picture's sides must be divisible by (px).
+        gamma: default strength of the mean shift.
+        flow: trained by flow matching: sampling starts without signal, by one scheduler, and a
+            network that is distilled for guidance takes no negative prompt.
+    """
+
+    name: str
+    title: str
+    pipeline: str
+    lora_family: str
+    style: SegMixStyle
+    denoiser: str
+    precision: str
+    size_unit: int
+    gamma: float
+    flow: bool
+
+    @property
+    def module(self) -> ModuleType:
+        """The backbone's file: `to_pipeline(latents)` and what its training script calls."""
+        return import_module(f"mudi.backbones.{self.name}")
+
+
+SDXL = Backbone(
+    name="sdxl",
+    title="SDXL",
+    pipeline="StableDiffusionXLPipeline",
+    lora_family="StableDiffusionXL",
+    style=SDXL_STYLE,
+    denoiser="unet",
+    precision="fp16",
+    size_unit=8,
+    gamma=0.4,  # experiments/RESULTS.md
+    flow=False,
+)
+FLUX = Backbone(
+    name="flux",
+    title="FLUX",
+    pipeline="FluxPipeline",
+    lora_family="Flux",
+    style=FLUX_STYLE,
+    denoiser="transformer",
+    precision="bf16",
+    size_unit=16,  # the VAE reduces by 8, packing by 2
+    gamma=0.0,  # does without
+    flow=True,
+)
+BACKBONES = {backbone.name: backbone for backbone in (SDXL, FLUX)}
+
+
+def backbone_of(pipeline_class: str) -> Backbone:
+    """Return the backbone whose pipeline has exactly this class name.
+
+    Raises:
+        SetupError: none has.
+    """
+    for backbone in BACKBONES.values():
+        if backbone.pipeline == pipeline_class:
+            return backbone
+    known = " and ".join(backbone.pipeline for backbone in BACKBONES.values())
+    raise SetupError(f"a {pipeline_class}; {known} are known here")
