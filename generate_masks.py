@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="FILE=x0,y0,x1,y1",
-        help="a photo's box by hand (px)",
+        help="a photo's box by hand (px), beyond which nothing is the subject",
     )
     parser.add_argument(
         "--point",

@@ -1,5 +1,6 @@
 """Specks in masks: pieces that hold next to no area, and what they do to a subject's box."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +22,18 @@ class Islands(NamedTuple):
     box_growth: float
 
 
-def drop_islands(mask: np.ndarray, share: float = ISLAND_SHARE) -> np.ndarray:
+def drop_islands(
+    mask: np.ndarray, share: float = ISLAND_SHARE, points: Iterable[Sequence[int]] = ()
+) -> np.ndarray:
     """Return a mask (H, W) bool without its pieces of less than a share of its area.
 
-    The largest piece stays, whatever its share.
+    The largest piece stays, whatever its share, and those on which a point (x, y) lies.
     """
     pieces, count = label(mask, _TOUCHING)
     areas = np.bincount(pieces.ravel(), minlength=count + 1)
     areas[0] = 0
     kept = areas >= min(share * areas.sum(), areas.max())
+    kept[[pieces[y, x] for x, y in points]] = True
     kept[0] = False
     return kept[pieces]
 

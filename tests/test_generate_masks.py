@@ -280,6 +280,24 @@ def test_the_command_writes_sams_masks(tmp_path, detectors):
     assert [tight_box(load_mask(photos / f"mask_a{i}.png")) for i in (0, 1)] == boxes
 
 
+def test_sams_specks_and_what_lies_outside_the_box_are_no_part_of_a_mask(tmp_path, detectors):
+    kind = save_sam_that_sees_brightness(tmp_path / "sam.pth")
+    photos = tmp_path / "photos"
+    subject, beside, speck = Box(192, 192, 320, 320), Box(0, 0, 96, 96), Box(336, 336, 344, 344)
+    for name in ("a0.png", "a1.png"):
+        draw_photo(photos / name, subject, (512, 512), colours=("white", "black"))
+    photo = Image.open(photos / "a0.png")
+    photo.paste("white", beside)
+    photo.paste("white", speck)  # 64 px of 16384
+    photo.save(photos / "a0.png")
+    sam = ["--sam_checkpoint", str(tmp_path / "sam.pth"), "--sam_type", kind]
+    box = ["--box", *(f"{name}=100,100,360,360" for name in ("a0.png", "a1.png"))]
+    run(photos, detectors[1], *sam, *box, segmenter="sam")
+    made = [load_mask(photos / f"mask_{name}") for name in ("a0.png", "a1.png")]
+    assert tight_box(made[0]) == subject
+    np.testing.assert_array_equal(made[0], made[1])
+
+
 def test_the_notebook_does_the_same_and_takes_boxes_by_hand(photos, detectors, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = execute(

@@ -9,6 +9,7 @@ from helpers import HEIGHT, WIDTH, DataFolder, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.ndimage import label
 from test_resizing import wires
 
 from mudi.images import decoding_bytes, load_rgb, tight_box
@@ -59,6 +60,30 @@ def test_islands_by_hand():
     assert islands.box_growth == 1  # the box reaches to row 20 either way
     mask[39, 30] = True
     assert islands_of(mask).box_growth == 40 / 21
+
+
+def test_a_piece_that_a_point_lies_on_stays_however_small():
+    mask = disc(60, 40, (20, 20), 15)
+    mask[2, 50] = mask[2, 55] = True
+    kept = drop_islands(mask, points=[(50, 2), (20, 20)])
+    assert kept[2, 50] and not kept[2, 55]
+    assert kept.sum() == mask.sum() - 1
+
+
+@given(seed=st.integers(0, 2**32 - 1), specks=st.integers(0, 60))
+def test_only_islands_are_dropped_and_none_is_left(seed, specks):
+    rng = np.random.default_rng(seed)
+    mask = disc(120, 90, rng.integers(30, 60, 2).tolist(), rng.uniform(10, 30))
+    mask[tuple(rng.integers(0, (90, 120), (specks, 2)).T)] = True
+    kept = drop_islands(mask)
+    assert not (kept & ~mask).any()
+    pieces, _ = label(kept, np.ones((3, 3)))
+    areas = np.bincount(pieces.ravel())[1:]
+    assert (areas >= ISLAND_SHARE * kept.sum()).all()
+    pieces, _ = label(mask & ~kept, np.ones((3, 3)))
+    assert (np.bincount(pieces.ravel())[1:] < ISLAND_SHARE * mask.sum()).all()
+    np.testing.assert_array_equal(drop_islands(kept), kept)
+    assert islands_of(kept).box_growth == 1
 
 
 def test_pieces_that_touch_at_a_corner_are_one():

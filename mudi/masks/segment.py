@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoPr
 
 from mudi.ground.errors import SetupError, first_line
 from mudi.images import Box
+from mudi.islands import drop_islands
 
 DETECTOR = "google/owlv2-base-patch16-ensemble"
 KINDS = ("owlv2", "owlvit")  # other detectors are asked and answer in other ways
@@ -40,7 +41,11 @@ class Detection:
 
 
 class Segmenter(Protocol):
-    """Makes a mask (H, W) bool of what a box holds, or of what the points lie on."""
+    """Makes a mask (H, W) bool of what a box holds, or of what the points lie on.
+
+    Nothing outside the box belongs to it, and no islands (see `drop_islands`), as each would
+    enlarge the subject's tight box and so shrink it in every collage.
+    """
 
     def __call__(
         self, image: Image.Image, box: Box | None, points: Sequence[Sequence[int]] = ()
@@ -184,7 +189,11 @@ class SamSegmenter:
             box=np.array(box) if box else None,
             multimask_output=False,
         )
-        return masks[0].astype(bool)
+        region = box or Box(0, 0, image.width, image.height)
+        rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
+        mask = np.zeros((image.height, image.width), dtype=bool)
+        mask[rows, columns] = masks[0][rows, columns]
+        return drop_islands(mask, points=points)
 
 
 def differs_from_border(image: Image.Image) -> np.ndarray:
