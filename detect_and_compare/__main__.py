@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from detect_and_compare.detect import (
+    CROPS,
     FOREGROUND,
     OWLV2,
     THRESHOLD,
@@ -195,6 +196,7 @@ def settings_of(
         **{name: getattr(args, name) for name in flags},
         "queries": {} if args.detector == FOREGROUND else queries,
         "references": references.digest,
+        "crops": CROPS,
     }
 
 

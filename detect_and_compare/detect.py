@@ -1,5 +1,6 @@
 """Where are the subjects in a generated picture? Boxes, and the square crops that are embedded."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ THRESHOLD = 0.4  # of the published metric, for generated pictures
 SPECK = 0.002  # of the picture's pixels; a smaller piece is no subject
 GAP = 0.008  # of the longer side; pieces nearer to each other than this are one
 OWLV2, FOREGROUND = "owlv2", "foreground"
+CROPS = "nearest pixels, black beyond the picture"  # the rule of `square_crop`, for the records
 
 
 class ImageDetector(Protocol):
@@ -117,8 +119,20 @@ def load_detector(
     return OwlDetector(DETECTOR if name == OWLV2 else name, queries, threshold, nms, device)
 
 
-def square_crop(image: Image.Image, box: Box) -> Image.Image:
-    """Cut a box out of a picture and centre it on a white square as large as its longer side."""
+def square_crop(image: Image.Image, corners: Sequence[float]) -> Image.Image:
+    """Cut a box out of a picture and centre it on a white square as large as its longer side.
+
+    As published, what lies beyond the picture is black.
+
+    Args:
+        corners: left, top, right, bottom (px), each rounded to the nearest whole number, of two
+            equally near ones to the even; outwards if nothing were left.
+    """
+    # To hundredths first: the original's way decides where a corner is next to a half.
+    box = Box(*(round(round(corner, 2)) for corner in corners))
+    if min(box.width, box.height) < 1:
+        left, top, right, bottom = corners
+        box = Box(math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
     side = max(box.width, box.height)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image.crop(box), ((side - box.width) // 2, (side - box.height) // 2))

@@ -114,7 +114,7 @@ class Metric:
     ) -> list[Record]:
         """Return the record of each picture with its detections; all crops are embedded at once."""
         crops = [
-            square_crop(image, detection.box)
+            square_crop(image, detection.exact or detection.box)
             for image, detections in zip(images, found, strict=True)
             for detection in detections
         ]

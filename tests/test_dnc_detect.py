@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import DataFolder
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import (
     GroundingDinoConfig,
@@ -15,7 +17,7 @@ from transformers import (
     OwlViTProcessor,
 )
 
-from detect_and_compare import default_query, load_detector, load_references
+from detect_and_compare import default_query, load_detector, load_references, score_images
 from detect_and_compare.detect import (
     ForegroundDetector,
     OwlDetector,
@@ -136,6 +138,50 @@ def test_crops_are_centred_on_white_squares():
     assert crop.shape == (40, 40, 3)
     assert (crop[10:30] == RED).all()
     assert (crop[:10] == 255).all() and (crop[30:] == 255).all()
+
+
+def test_crops_are_rounded_to_the_nearest_pixel_and_black_beyond_the_picture():
+    """4.4 to 19.6 is 4 to 20; -8.6 to 7.4 is -9 to 7: 16 x 16, nine rows of them beyond."""
+    image = Image.fromarray(np.arange(96 * 64 * 3).reshape(64, 96, 3).astype(np.uint8) | 1)
+    crop = np.asarray(square_crop(image, (4.4, -8.6, 19.6, 7.4)))
+    assert crop.shape == (16, 16, 3)
+    assert (crop[:9] == 0).all()
+    np.testing.assert_array_equal(crop[9:], np.asarray(image)[:7, 4:20])
+    sliver = np.asarray(square_crop(image, (10.6, 2.0, 11.4, 4.0)))
+    np.testing.assert_array_equal(sliver, np.asarray(image)[2:4, 10:12])
+
+
+@given(st.floats(-40, 90), st.floats(-40, 60), st.floats(2, 60), st.floats(2, 60))
+def test_a_crop_is_what_pillow_cuts_at_those_corners(left, top, width, height):
+    image = drawn((0, 0, 96, 64))
+    corners = [round(corner, 2) for corner in (left, top, left + width, top + height)]
+    cut_out = image.crop(tuple(corners))  # rounds as well
+    square = square_crop(image, corners)
+    assert square.size == (max(cut_out.size),) * 2
+    black, red = ((np.asarray(p) == c).all(2).sum() for p, c in ((square, 0), (square, RED)))
+    pixels = np.asarray(cut_out)
+    assert (black, red) == ((pixels == 0).all(2).sum(), (pixels == RED).all(2).sum())
+
+
+def test_the_metric_embeds_what_lies_beyond_the_picture_as_black(owlv2):
+    """On 96 x 64, a box of (72, 24, 120, 72) has 24 x 40 px in the picture; all of it is red."""
+    picture = drawn((0, 0, 96, 64))
+    seen: list[np.ndarray] = []
+
+    class Watcher:
+        name = "watcher"
+
+        def __call__(self, images):
+            seen.extend(np.asarray(image) for image in images)
+            return np.ones((len(images), 2), dtype=np.float32)
+
+    detector = load_detector(str(owlv2), ["toy"], threshold=0.0)
+    [record] = score_images([picture], {"a": [picture], "b": [picture]}, detector, Watcher())
+    crops = {box: crop for box, crop in zip(record.boxes, seen[2:], strict=True)}
+    corner = crops[max(record.boxes)]
+    assert corner.shape == (48, 48, 3)
+    assert (corner == RED).all(2).sum() == 24 * 40
+    assert (corner == 0).all(2).sum() == 48 * 48 - 24 * 40
 
 
 def test_colours_are_compared_without_their_white_padding():

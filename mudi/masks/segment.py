@@ -33,11 +33,18 @@ class SegmentError(SetupError):
 
 @dataclass(frozen=True)
 class Detection:
-    """A box with the detector's confidence in [0, 1] and the index of the text it answers."""
+    """A box with the detector's confidence in [0, 1] and the index of the text it answers.
+
+    Attributes:
+        box: rounded outwards and cut to the picture.
+        exact: left, top, right, bottom (px) as the detector gave them, between pixels and beyond
+            the picture; None: `box` is exact.
+    """
 
     box: Box
     score: float
     query: int
+    exact: tuple[float, float, float, float] | None = None
 
 
 class Segmenter(Protocol):
@@ -132,7 +139,7 @@ def _detections(image: Image.Image, result: dict) -> list[Detection]:
     ):
         inside = clip(box, image.size)
         if inside.width > 0 and inside.height > 0:
-            detections.append(Detection(inside, score, query))
+            detections.append(Detection(inside, score, query, tuple(box)))
     return sorted(detections, key=lambda detection: -detection.score)
 
 
