@@ -7,9 +7,9 @@ r"""Make pictures of several subjects together, from mean-shifted noise; SDXL or
 
 Sampling starts from noise whose mean is shifted, by gamma times the latents of a collage of the
 subjects that the prompt names, so that each has its place from the first step on. gamma 0 is
-ordinary sampling; the larger, the more of the collage stays. The log tells gamma in units of the
-signal that the model saw at this noise level in training: 1 of it is what a plain forward process
-would leave of the collage.
+ordinary sampling; the larger, the more of the collage stays. `--gamma 3x` counts in units of the
+signal at the first step, 1/sqrt(sigma^2 + 1) of the scheduler's first sigma: 1x is what a plain
+forward process would leave of the collage there. The log tells both.
 
 Each picture follows from --seed, its number and the flags alone: a stopped run goes on with the
 same command, and `accelerate launch inference.py` shares the pictures among processes.
@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from mudi.metadata import Subjects
 from mudi.pictures.chat_model import LlmError, llm_layout
 from mudi.pictures.pipelines import (
     add_pipeline_flags,
+    base_scheduler,
     load_pipeline,
     pipeline_backbone,
     pipeline_complaints,
@@ -63,7 +65,9 @@ from mudi.pictures.shot_args import (
     LLM,
     RANDOM,
     backbone_complaints,
+    has_unit,
     named_subjects,
+    negative_prompt,
     number_complaints,
     read_gamma,
     read_prompts,
@@ -71,6 +75,7 @@ from mudi.pictures.shot_args import (
     read_subjects,
     start_complaints,
 )
+from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
 
 PICTURES = "pictures.jsonl"
 SHEET = "sheet.png"
@@ -100,6 +105,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--prompt", help="what the pictures show; the subjects by their names")
     flag("--prompt_file", type=Path, help="text file of prompts, one a line, in place of --prompt")
     flag("--negative_prompt", help="what to avoid (SDXL)")
+    flag(
+        "--no_collage_look",
+        action="store_true",
+        help=f'also avoid "{COLLAGE_NEGATIVE_PROMPT}" (SDXL)',
+    )
     flag("--num_images", type=int, default=4, help="pictures a prompt (4)")
     flag("--seed", type=int, default=0, help="picture k of a prompt has seed + k (0)")
     flag("--output_dir", type=Path, required=True, help="for pictures, their list and the sheet")
@@ -109,8 +119,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--gamma",
         nargs="+",
-        help="strength of the mean shift: a number, or ID=NUMBER a subject; "
-        f"unset: {SDXL.gamma} for SDXL, {FLUX.gamma} for FLUX",
+        help="strength of the mean shift: a number, or ID=NUMBER a subject; 3x: three times the "
+        "signal at the first step, as in a public fork's port of the authors' notebook for more "
+        f"than two subjects; unset: {SDXL.gamma} for SDXL, {FLUX.gamma} for FLUX",
     )
     group.add_argument("--layout", default=RANDOM, help="random, llm, or a JSON file (random)")
     group.add_argument(
@@ -146,6 +157,8 @@ def main(args: argparse.Namespace) -> None:
     if gamma is None:
         gamma = backbone.gamma if subjects else 0.0
     refuse(backbone_complaints(args, backbone) + start_complaints(args, prompts, subjects, gamma))
+    if has_unit(args.gamma):
+        gamma = plain_gamma(args, ids)
 
     state = join_processes()
     layouts: list[Layout | None] = [None] * len(prompts)
@@ -170,6 +183,28 @@ def main(args: argparse.Namespace) -> None:
         pictures = finished_pictures(jobs, records[:SHEET_ROWS], args.output_dir, subjects)
         write_image(args.output_dir / SHEET, start_sheet(pictures))
         print(f"{len(jobs)} pictures in {args.output_dir}; look at {args.output_dir / SHEET}")
+
+
+def plain_gamma(args: argparse.Namespace, ids: Collection[str]) -> float | dict[str, float] | None:
+    """Return what --gamma is in the formula's own unit.
+
+    Raises:
+        RefusedError: it counts in a signal that is not there.
+    """
+    unit = gamma_unit(args)
+    if unit is None:
+        told = " ".join(args.gamma)
+        refuse([f"--gamma {told}: sampling starts from noise alone here; give it without x"])
+    return read_gamma(args.gamma, ids, [], unit or 0.0)
+
+
+def gamma_unit(args: argparse.Namespace) -> float | None:
+    """Return the gamma that equals the signal at the first step; None for flow matching."""
+    base = args.pretrained_model_name_or_path
+    scheduler = base_scheduler(base, args.revision, args.cache_dir)
+    if args.scheduler:
+        scheduler = SCHEDULERS[args.scheduler].from_config(scheduler.config)
+    return signal_unit(scheduler, args.steps or DEFAULT_STEPS)
 
 
 def read_layouts(
@@ -213,7 +248,7 @@ def origin_of(args: argparse.Namespace, subjects: Subjects | None) -> dict[str, 
     """Return the flags that a picture follows from, and what the files that they name hold."""
     flags = (
         "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype "
-        "lora lora_scale negative_prompt steps guidance_scale scheduler resolution height width"
+        "lora lora_scale steps guidance_scale scheduler resolution height width"
     ).split()
     files = [lora_path(Path(path)) for path in args.lora]
     digests = [file_digest(path) for path in files if path.is_file()]
@@ -222,6 +257,7 @@ def origin_of(args: argparse.Namespace, subjects: Subjects | None) -> dict[str, 
     names = json.dumps(subjects.names if subjects else {})
     return {
         **{name: getattr(args, name) for name in flags},
+        "negative_prompt": negative_prompt(args),
         "lora_files": digests,
         "data": hashlib.sha256(f"{names}{data}".encode()).hexdigest()[:12],
     }
@@ -270,27 +306,26 @@ def make(
         load_loras(pipeline, args.lora, args.lora_scale or [1.0] * len(args.lora))
     side = (args.resolution, args.resolution) if args.resolution else None
     size = (args.width, args.height) if args.width else side
-    sampling = Sampling(size, args.steps, args.guidance_scale, args.negative_prompt)
+    sampling = Sampling(size, args.steps, args.guidance_scale, negative_prompt(args))
     if args.scheduler:
         set_scheduler(pipeline, args.scheduler)
     sampler = Sampler(pipeline, sampling, subjects, state.device)
     place(pipeline, state.device, args.cpu_offload)
     if state.is_main_process:
-        tell_gamma(jobs[0].shot.gamma, pipeline, args.steps)
+        tell_gamma(jobs[0].shot.gamma, gamma_unit(args))
     pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
     bar = tqdm(pictures, "pictures", len(jobs), disable=not state.is_main_process)
     for job, picture in zip(jobs, bar, strict=True):
         journal.add(write_picture(job, picture, args.output_dir, origin))
 
 
-def tell_gamma(gamma: float | dict[str, float], pipeline: Any, steps: int | None) -> None:
-    """Log gamma in units of the scheduler's own signal at the first step."""
-    unit = signal_unit(pipeline, steps or DEFAULT_STEPS)
+def tell_gamma(gamma: float | dict[str, float], unit: float | None) -> None:
+    """Log gamma, also in units of the scheduler's own signal at the first step."""
     if not unit:
         logger.info("gamma %s (sampling starts without signal here: there is no unit)", gamma)
         return
     table = gamma if isinstance(gamma, dict) else {"all": gamma}
-    told = ", ".join(f"{name}: {value:g} = {value / unit:.2f} x" for name, value in table.items())
+    told = ", ".join(f"{name}: {value:g} = {value / unit:.2f}x" for name, value in table.items())
     logger.info("gamma, and in units of the signal at the first step (%.3f): %s", unit, told)
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "parse_layout",
     "random_layout",
     "reference_gamma",
+    "starts_without_signal",
     "subject_latents",
 ]
 
@@ -185,22 +186,26 @@ def mean_shifted_noise(
     return (noise + gamma * (subject_mask * subject_latents)).to(noise.dtype)
 
 
+def starts_without_signal(scheduler: Any) -> bool:
+    """Say whether a scheduler is of flow matching, which starts from noise alone."""
+    return hasattr(scheduler, "scale_noise") or bool(scheduler.config.get("use_flow_sigmas"))
+
+
 def reference_gamma(scheduler: Any) -> float | None:
-    """Return the gamma of a plain forward process to the first sampling step, 1 / sigma_0.
+    """Return the gamma of a plain forward process to the first sampling step, sqrt(alpha_bar).
 
     Noise of that gamma holds as much of the collage as the model saw of its pictures at this step
     in training. SDXL's own scheduler gives 0.087 at 30 steps.
 
     Args:
-        scheduler: a diffusers scheduler after `set_timesteps`. One without sigmas has
-            sqrt(alpha_bar / (1 - alpha_bar)) at its first timestep.
+        scheduler: a diffusers scheduler after `set_timesteps`. In terms of its first sigma it is
+            1 / sqrt(sigma^2 + 1), one over the `init_noise_sigma` of SDXL's own.
 
     Returns:
-        None for flow matching, which starts from noise alone: gamma has no unit there.
+        None for flow matching: gamma has no unit there.
     """
-    if hasattr(scheduler, "scale_noise") or scheduler.config.get("use_flow_sigmas"):
+    if starts_without_signal(scheduler):
         return None
     if hasattr(scheduler, "sigmas"):
-        return 1 / float(scheduler.sigmas[0])
-    alpha_bar = float(scheduler.alphas_cumprod[scheduler.timesteps[0]])
-    return (alpha_bar / (1 - alpha_bar)) ** 0.5
+        return (float(scheduler.sigmas[0]) ** 2 + 1) ** -0.5
+    return float(scheduler.alphas_cumprod[scheduler.timesteps[0]]) ** 0.5

@@ -62,6 +62,7 @@ FLUX_STYLE = SegMixStyle(
 
 
 # Cut-Mix's prompts name its stitched look, so that a picture can be asked for without it.
+COLLAGE_NEGATIVE_PROMPT = "photomontage, pasted cut-outs, decals, blank backdrop"
 CUTMIX_NEGATIVE_PROMPT = "split image, left and right halves"
 CUTMIX_TEMPLATE = f"a photo of {{subjects}}, {CUTMIX_NEGATIVE_PROMPT}."
 CUTMIX_SUBJECTS = 2

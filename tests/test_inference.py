@@ -1,6 +1,7 @@
 """inference.py and its sampler: stock pipelines that start from mean-shifted noise."""
 
 import json
+import logging
 import shutil
 import subprocess
 from dataclasses import replace
@@ -19,6 +20,7 @@ import inference
 from detect_and_compare import __main__ as metric
 from mudi.metadata import Photo, load_subjects
 from mudi.pictures.sampling import (
+    SCHEDULERS,
     Sampler,
     Sampling,
     SamplingError,
@@ -29,7 +31,8 @@ from mudi.pictures.sampling import (
     set_scheduler,
     signal_unit,
 )
-from mudi.pictures.shot_args import named_subjects
+from mudi.pictures.shot_args import named_subjects, negative_prompt
+from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
 
 torch.set_num_threads(1)
 PROMPT = "a photo of a olis robot and a hta teddy bear"
@@ -289,6 +292,7 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, mon
         (["--scales", "a=1"], "--scales: give one number for each of a, b"),
         (["--scales", "a=1", "b=2"], "--scales b=2.0: must be above 0, at most 1"),
         (["--gamma", "much"], "--gamma all=much: not a number"),
+        (["--gamma", "ax"], "--gamma all=ax: not a number"),
         (["--gamma", "a=nan", "b=1"], "--gamma a=nan: not a number"),
         (["--gamma", "0", "--layout", "x.json"], "--layout does nothing with gamma 0"),
         (["--gamma", "0", "--scales", "a=1", "b=1"], "--scales does nothing with gamma 0"),
@@ -317,14 +321,50 @@ def test_what_flux_has_no_use_for_is_told_too(flux_backbone, tmp_path, monkeypat
         run(flux_backbone, tmp_path, "--negative_prompt=x", "--scheduler=ddim", "--width=72")
     for told in ("--negative_prompt: FLUX", "--scheduler: FLUX", "--width 72: must be a multiple"):
         assert told in str(stopped.value)
+    with pytest.raises(SystemExit, match="--gamma a=3x b=1: sampling starts from noise alone here"):
+        run(flux_backbone, tmp_path, "--gamma", "a=3x", "b=1")
+    with pytest.raises(SystemExit, match="--no_collage_look: FLUX takes none"):
+        run(flux_backbone, tmp_path, "--no_collage_look")
 
 
 def test_gamma_is_told_in_units_of_the_first_steps_signal(sdxl_backbone, flux_backbone):
     """SDXL's own schedule: sigma 11.7, 11.5 and 13.1 at 25, 30 and 50 steps (method, section 6)."""
     pipeline = loaded(sdxl_backbone)
     for steps, sigma in ((25, 11.7), (30, 11.5), (50, 13.1)):
-        assert signal_unit(pipeline, steps) == pytest.approx(1 / sigma, rel=0.01)
-    assert signal_unit(loaded(flux_backbone), 30) is None
+        expected = (sigma**2 + 1) ** -0.5
+        assert signal_unit(pipeline.scheduler, steps) == pytest.approx(expected, rel=0.01)
+    assert signal_unit(loaded(flux_backbone).scheduler, 30) is None
+
+
+def test_gamma_in_units_of_the_signal(sdxl_backbone, tmp_path, caplog):
+    """3x at 50 steps is 3 / sqrt(13.1^2 + 1), on DDIM 3 sqrt(alpha_bar) at its own first step."""
+    caplog.set_level(logging.INFO, "mudi")
+    argv = [*words(sdxl_backbone, tmp_path, gamma="3x"), "--prompt", PROMPT, "--steps", "50"]
+    args = inference.parse_args(argv)
+    assert inference.plain_gamma(args, "ab") == pytest.approx(0.228, abs=0.001)
+    args.gamma, args.scheduler = ["a=3x", "b=0.5"], "ddim"
+    scheduler = SCHEDULERS["ddim"].from_config(loaded(sdxl_backbone).scheduler.config)
+    scheduler.set_timesteps(50)
+    signal = float(scheduler.alphas_cumprod[scheduler.timesteps[0]]) ** 0.5
+    assert inference.plain_gamma(args, "ab") == {"a": pytest.approx(3 * signal), "b": 0.5}
+
+    run(sdxl_backbone, tmp_path, "--num_images", "1", "--no_collage_look", gamma="3x")
+    line = json.loads((tmp_path / "pictures.jsonl").read_text())
+    unit = signal_unit(loaded(sdxl_backbone).scheduler, 2) or 0.0
+    assert line["gamma"] == 3 * unit
+    assert line["negative_prompt"] == COLLAGE_NEGATIVE_PROMPT
+    assert f"({unit:.3f}): all: {3 * unit:g} = 3.00x" in caplog.text
+
+
+def test_what_is_to_be_avoided_is_one_text():
+    def told(*words):
+        needed = ["--pretrained_model_name_or_path", "x", "--output_dir", "x"]
+        return negative_prompt(inference.parse_args([*needed, *words]))
+
+    assert [told(), told("--negative_prompt", "rain")] == [None, "rain"]
+    assert told("--no_collage_look") == COLLAGE_NEGATIVE_PROMPT
+    both = told("--negative_prompt", "rain", "--no_collage_look")
+    assert both == f"rain, {COLLAGE_NEGATIVE_PROMPT}"
 
 
 @pytest.mark.parametrize(

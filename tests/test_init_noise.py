@@ -209,10 +209,11 @@ def test_reference_gamma_of_sdxl_s_scheduler_is_that_of_the_method_s_notes(steps
     scheduler = EulerDiscreteScheduler(**SDXL_BETAS, timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(steps)
     assert reference_gamma(scheduler) == pytest.approx(1 / sigma, rel=0.01)
+    assert reference_gamma(scheduler) == pytest.approx(1 / float(scheduler.init_noise_sigma))
 
 
 def test_reference_gamma_is_the_same_number_for_schedulers_without_sigmas():
-    """For equal timesteps: sqrt(a / (1 - a)) = 1 / sigma."""
+    """For equal timesteps: sqrt(a) = 1 / sqrt(sigma^2 + 1)."""
     settings = {**SDXL_BETAS, "timestep_spacing": "leading", "steps_offset": 1}
     ddim, euler = DDIMScheduler(**settings), EulerDiscreteScheduler(**settings)
     for scheduler in (ddim, euler):

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
@@ -69,6 +70,18 @@ def pipeline_backbone(
         return backbone_of(config["_class_name"])
     except SetupError as error:
         raise SetupError(f"{BASE_FLAG} {base}: {error}") from error
+
+
+def base_scheduler(base: str, revision: str | None = None, cache_dir: str | None = None) -> Any:
+    """Return the scheduler of a folder or hub id; loads no weights.
+
+    Raises:
+        SetupError: it can't be loaded.
+    """
+    hub = {"revision": revision, "cache_dir": cache_dir}
+    with loading(BASE_FLAG, base):
+        _, name = DiffusionPipeline.load_config(base, **hub)["scheduler"]
+        return getattr(diffusers, name).from_pretrained(base, subfolder="scheduler", **hub)
 
 
 def default_dtype(backbone: Backbone, device: torch.device) -> torch.dtype:

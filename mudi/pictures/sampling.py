@@ -39,6 +39,7 @@ from mudi.init_noise import (
     mean_shifted_noise,
     random_layout,
     reference_gamma,
+    starts_without_signal,
     subject_latents,
 )
 from mudi.metadata import Photo, Subjects
@@ -300,14 +301,14 @@ def load_loras(pipeline: DiffusionPipeline, paths: Sequence[str], scales: Sequen
         pipeline.set_adapters(names, [scale for _, scale in used])
 
 
-def signal_unit(pipeline: DiffusionPipeline, steps: int) -> float | None:
-    """Return the gamma that equals the scheduler's own signal at the first of `steps`.
+def signal_unit(scheduler: Any, steps: int) -> float | None:
+    """Return the gamma that equals a scheduler's own signal at the first of `steps`.
 
     See `reference_gamma`; None for flow matching.
     """
-    if backbone_of(type(pipeline).__name__).flow:
+    if starts_without_signal(scheduler):
         return None
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    scheduler = type(scheduler).from_config(scheduler.config)
     scheduler.set_timesteps(steps)
     return reference_gamma(scheduler)
 

@@ -9,9 +9,11 @@ from mudi.backbones.table import Backbone
 from mudi.ground.files import unwritable
 from mudi.ground.flags import id_numbers, looks_local
 from mudi.metadata import MetadataError, Subjects, load_subjects
+from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
 from mudi.texts import folded
 
 SIZE_UNIT = 8  # px; no stock pipeline takes other sizes
+SIGNAL_UNIT = "x"  # ends a --gamma that counts in the scheduler's own signal at the first step
 RANDOM, LLM = "random", "llm"  # values of --layout that are no file
 
 
@@ -93,14 +95,39 @@ def read_subjects(args: argparse.Namespace, problems: list[str]) -> Subjects | N
 
 
 def read_gamma(
-    words: list[str] | None, ids: Collection[str], problems: list[str]
+    words: list[str] | None, ids: Collection[str], problems: list[str], unit: float = 1.0
 ) -> float | dict[str, float] | None:
-    """Return one number, or one by subject id; None where the flag is not given."""
+    """Return one number, or one by subject id; None where the flag is not given.
+
+    Args:
+        unit: what the x of "3x" stands for.
+    """
     if not words:
         return None
+    plain = [_without_unit(word, unit) for word in words]
     if len(words) > 1 or "=" in words[0]:
-        return id_numbers(words, "--gamma", ids, problems)
-    return id_numbers([f"all={words[0]}"], "--gamma", ["all"], problems).get("all")
+        return id_numbers(plain, "--gamma", ids, problems)
+    return id_numbers([f"all={plain[0]}"], "--gamma", ["all"], problems).get("all")
+
+
+def has_unit(words: list[str] | None) -> bool:
+    """Say whether a --gamma is given in units of the signal at the first step."""
+    return any(word.endswith(SIGNAL_UNIT) for word in words or [])
+
+
+def _without_unit(word: str, unit: float) -> str:
+    name, equals, number = word.rpartition("=")
+    try:
+        times = float(number.removesuffix(SIGNAL_UNIT))
+    except ValueError:  # told by who reads the number
+        return word
+    return f"{name}{equals}{times * unit!r}" if number.endswith(SIGNAL_UNIT) else word
+
+
+def negative_prompt(args: argparse.Namespace) -> str | None:
+    """Return what the pictures are to avoid, in one text."""
+    texts = [args.negative_prompt, COLLAGE_NEGATIVE_PROMPT if args.no_collage_look else None]
+    return ", ".join(text for text in texts if text) or args.negative_prompt
 
 
 def read_scales(
@@ -123,7 +150,7 @@ def backbone_complaints(args: argparse.Namespace, backbone: Backbone) -> list[st
     """Complain about what a backbone has no use for, once it is known which it is."""
     found = [
         f"--{flag}: {backbone.title} takes none; leave it out"
-        for flag in ("negative_prompt", "scheduler")
+        for flag in ("negative_prompt", "no_collage_look", "scheduler")
         if backbone.flow and getattr(args, flag)
     ]
     unit = backbone.size_unit
