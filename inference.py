@@ -185,7 +185,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{len(jobs)} pictures in {args.output_dir}; look at {args.output_dir / SHEET}")
 
 
-def plain_gamma(args: argparse.Namespace, ids: Collection[str]) -> float | dict[str, float] | None:
+def plain_gamma(args: argparse.Namespace, ids: Collection[str]) -> float | dict[str, float]:
     """Return what --gamma is in the formula's own unit.
 
     Raises:
@@ -195,7 +195,7 @@ def plain_gamma(args: argparse.Namespace, ids: Collection[str]) -> float | dict[
     if unit is None:
         told = " ".join(args.gamma)
         refuse([f"--gamma {told}: sampling starts from noise alone here; give it without x"])
-    return read_gamma(args.gamma, ids, [], unit or 0.0)
+    return read_gamma(args.gamma, ids, [], unit or 0.0) or 0.0
 
 
 def gamma_unit(args: argparse.Namespace) -> float | None:

@@ -12,54 +12,23 @@ cut from any of its own. Lists in the order of the subjects do as well: `asdict(
 file.
 """
 
-import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mudi.layouts import Layout, LayoutError, UnitBox, box_problems
 from mudi.texts import folded
 
-PIXELS_ABOVE = 2.0  # a larger coordinate can't be meant as a fraction
-CANVAS_SIDES = (100, 512, 768, 1024, 1536, 2048, 4096)  # px; 100 stands for per cent
 EXCERPT = 80  # characters of an answer that a complaint quotes
-BIGGEST = 1e6  # px; no canvas is so wide
-
-_BOXES_KEYS = ("boxes", "subjects", "objects", "layout")
-_CANVAS_KEYS = ("canvas", "canvas_size", "image_size", "size")
-_OTHER_KEYS = {*_CANVAS_KEYS, "width", "height", "front_to_back", "photos"}
-_NAME_KEYS = ("name", "subject", "label", "id")
-_BOX_KEYS = ("box", "bbox", "bounding_box")
-_CORNER_KEYS = (
-    ("left", "top", "right", "bottom"),
-    ("x1", "y1", "x2", "y2"),
-    ("x_min", "y_min", "x_max", "y_max"),
-    ("xmin", "ymin", "xmax", "ymax"),
-)
-_SIZE_KEYS = (
-    ("x", "y", "w", "h"),
-    ("x", "y", "width", "height"),
-    ("left", "top", "width", "height"),
-)
+BIGGEST = 1e6  # no unit of any canvas makes larger numbers
+KEYS = ("boxes", "front_to_back", "photos")
 
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
-_COMMENT = re.compile(r"(?<![:\w])//[^\n]*|/\*.*?\*/", re.DOTALL)
-_JSON_START = re.compile(r"""\{\s*(["'}]|\w+\s*:)|\[\s*[\[{]""")  # not [0, 1] or {name}
+_JSON_START = re.compile(r'\{\s*["}]')  # not {name}
 _BRACKET_OR_TEXT = re.compile(r'"(?:\\.|[^"\\])*"|[][{}]')
-_TRAILING_COMMA = re.compile(r",(?=\s*[]}])")
 _ARTICLE = re.compile(r"^(a|an|the) ")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A box as the answer has it: nothing is checked yet."""
-
-    name: Any
-    box: Any
-    photo: Any = None
 
 
 def load_layout(path: str | Path, names: Sequence[str] | None = None) -> Layout:
@@ -99,7 +68,8 @@ def layout_prompt(prompt: str, names: Sequence[str], size: tuple[int, int] = (10
     listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in names)
     return (
         f"Plan where the subjects of a picture stand. The picture: {prompt}\n"
-        f"Its {count} subject(s): {listed}. The canvas is {size[0]} wide and {size[1]} high.\n"
+        f"Its {count} subject(s): {listed}. The canvas is {size[0] / size[1]:.2f} times as "
+        "wide as it is high.\n"
         "Give every subject one box [left, top, right, bottom] in fractions of the canvas, from 0 "
         "to 1, (0, 0) being the top left corner. A box holds the whole subject. Let the boxes' "
         "sizes agree with the subjects' sizes in reality and with the picture's description, use "
@@ -112,58 +82,53 @@ def layout_prompt(prompt: str, names: Sequence[str], size: tuple[int, int] = (10
     )
 
 
-def parse_layout(
-    answer: str, names: Sequence[str] | None, size: tuple[int, int] | None = None
-) -> Layout:
-    """Read the layout out of a chat model's raw answer.
+def parse_layout(answer: str, names: Sequence[str] | None) -> Layout:
+    """Read the layout out of a chat model's raw answer; see the top of this module for its form.
 
-    Passed over: whatever stands round the JSON (the last one counts), comments, trailing commas,
-    single quotes. Understood: boxes by name or in the subjects' order, entries that are objects
-    with a name and a box, corners or x/y/width/height where the keys say so, pixels instead of
-    fractions. Pixels are those of the canvas that the answer names, else of `size`, else of the
-    smallest usual square that holds all boxes.
+    What stands round the JSON is passed over, and the last layout counts.
 
     Args:
         names: the subjects' names; case, blanks and a leading article do not matter. None takes
             the answer's own, in its order.
-        size: (width, height) of the canvas (px).
 
     Raises:
         LayoutError: one line that says what is wrong, fit to be shown to the model.
     """
     fields = _find_layout(answer)
-    entries = _entries(fields["boxes"])
+    if unknown := [key for key in fields if key not in KEYS]:
+        raise LayoutError(f"unknown entries {_listed(unknown)}; there are {_listed(KEYS)}")
+    given = fields["boxes"]
+    if not given or not isinstance(given, dict | list):
+        raise LayoutError(f'"boxes" must hold a box for every subject, not {_excerpt(given)}')
+    labels = list(given) if isinstance(given, dict) else None
     if names is None:
-        names = [str(entry.name or f"box {number}") for number, entry in enumerate(entries, 1)]
-    order = _order(entries, names)
-    entry_of = dict(zip(order, entries, strict=True))
-    corners = [_corners(name, entry_of[i].box) for i, name in enumerate(names)]
-    width, height = _canvas(fields, size, max(map(max, corners)))
-    boxes = tuple(
-        UnitBox(x1 / width, y1 / height, x2 / width, y2 / height) for x1, y1, x2, y2 in corners
-    )
+        names = labels or [f"box {number}" for number in range(1, len(given) + 1)]
+    order = list(range(len(given))) if labels is None else _order(labels, names)
+    if len(order) != len(names):
+        raise LayoutError(f"{len(order)} boxes for {len(names)} subjects: {_listed(names)}")
+    values = dict(zip(order, given.values() if isinstance(given, dict) else given, strict=True))
+    boxes = tuple(_box(name, values[i]) for i, name in enumerate(names))
     problems = [
         p for name, box in zip(names, boxes, strict=True) for p in box_problems(f'"{name}"', box)
     ]
     if problems:
         raise LayoutError("; ".join(problems))
-    photos = fields.get("photos") or [entry_of[i].photo for i in range(len(names))]
-    return Layout(boxes, _depth(fields.get("front_to_back"), names, order), _photos(photos, names))
+    photos = _photos(fields.get("photos") or [None] * len(names), names)
+    return Layout(boxes, _depth(fields.get("front_to_back"), names, order), photos)
 
 
 def _find_layout(answer: str) -> dict[str, Any]:
-    """Return the last layout of an answer as an object with "boxes"."""
-    text = _COMMENT.sub("", _THOUGHTS.sub("", answer))
-    values = list(_json_values(text))
-    found = [fields for value in values if (fields := _as_fields(value)) is not None]
+    """Return the last object of an answer that has "boxes"."""
+    values = list(_json_values(_THOUGHTS.sub("", answer)))
+    found = [value for value in values if "boxes" in value]
     if found:
         return found[-1]
     what = 'JSON without "boxes"' if values else "no JSON"
     raise LayoutError(f"{what} in {_excerpt(answer)}")
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    """Yield every outermost piece of JSON."""
+def _json_values(text: str) -> Iterator[dict[str, Any]]:
+    """Yield every outermost object of JSON."""
     position = 0
     while match := _JSON_START.search(text, position):
         end = _closing(text, match.start())
@@ -183,16 +148,13 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
-def _read(text: str) -> Any:
+def _read(text: str) -> dict[str, Any]:
     try:
-        return json.loads(_TRAILING_COMMA.sub("", text), object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_unique)
     except LayoutError:
         raise
     except (ValueError, RecursionError) as error:
-        try:
-            return ast.literal_eval(text)  # Python's single quotes
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise LayoutError(f"broken JSON ({error}): {_excerpt(text)}") from error
+        raise LayoutError(f"broken JSON ({error}): {_excerpt(text)}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,52 +165,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _as_fields(value: Any) -> dict[str, Any] | None:
-    """Bring the forms that an answer takes to an object with "boxes"; None: it is no layout."""
-    if isinstance(value, dict):
-        if isinstance(value.get("layout"), dict):
-            inner = value.pop("layout")
-            value = value | inner
-        for key in _BOXES_KEYS:
-            if key in value:
-                return value | {"boxes": value[key]}
-        boxes = {name: box for name, box in value.items() if name not in _OTHER_KEYS}
-        return value | {"boxes": boxes} if _all_boxes(list(boxes.values())) else None
-    return {"boxes": value} if isinstance(value, list) and _all_boxes(value) else None
-
-
-def _all_boxes(values: list[Any]) -> bool:
-    return bool(values) and all(isinstance(value, dict | list | tuple) for value in values)
-
-
-def _entries(boxes: Any) -> list[_Entry]:
-    if not boxes or not isinstance(boxes, dict | list | tuple):
-        raise LayoutError(f'"boxes" must hold a box for every subject, not {_excerpt(boxes)}')
-    if isinstance(boxes, dict):
-        return [replace(_entry(box), name=name) for name, box in boxes.items()]
-    return [_entry(box) for box in boxes]
-
-
-def _entry(value: Any) -> _Entry:
-    if not isinstance(value, dict):
-        return _Entry(None, value)
-    return _Entry(_first(value, _NAME_KEYS), _first(value, _BOX_KEYS, value), value.get("photo"))
-
-
-def _first(fields: dict[str, Any], keys: Sequence[str], default: Any = None) -> Any:
-    return next((fields[key] for key in keys if key in fields), default)
-
-
-def _order(entries: list[_Entry], names: Sequence[str]) -> list[int]:
-    """Return the subject of each entry, every one once."""
-    if all(entry.name is None for entry in entries):
-        if len(entries) != len(names):
-            raise LayoutError(f"{len(entries)} boxes for {len(names)} subjects: {_listed(names)}")
-        return list(range(len(names)))
-    found = [_index(entry.name, names) for entry in entries]
+def _order(labels: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the subject of each label, every one once."""
+    found = [_index(label, names) for label in labels]
     problems = [
-        f'unknown subject "{entry.name}"'
-        for entry, index in zip(entries, found, strict=True)
+        f'unknown subject "{label}"'
+        for label, index in zip(labels, found, strict=True)
         if index is None
     ]
     problems += [f'no box for "{name}"' for i, name in enumerate(names) if i not in found]
@@ -267,62 +189,18 @@ def _plain(name: Any) -> str:
     return _ARTICLE.sub("", folded(str(name)).casefold())
 
 
-def _corners(name: str, box: Any) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom in the answer's own unit."""
-    values = box
-    if isinstance(box, dict):
-        if keys := _keys_of(box, _CORNER_KEYS):
-            values = [box[key] for key in keys]
-        elif keys := _keys_of(box, _SIZE_KEYS):
-            x, y, w, h = _numbers(name, [box[key] for key in keys])
-            values = [x, y, x + w, y + h]
-    return _numbers(name, values)
-
-
-def _keys_of(box: dict[str, Any], choices: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
-    return next((keys for keys in choices if all(key in box for key in keys)), None)
-
-
-def _numbers(name: str, values: Any) -> tuple[float, float, float, float]:
-    if not isinstance(values, list | tuple) or len(values) != 4:
+def _box(name: str, values: Any) -> UnitBox:
+    if not isinstance(values, list) or len(values) != 4:
         raise LayoutError(f'"{name}": a box is [left, top, right, bottom], not {_excerpt(values)}')
-    if not all(_is_number(value) for value in values):
+    if not all(type(value) in (int, float) and abs(value) < BIGGEST for value in values):
         raise LayoutError(f'"{name}": the box has to be four numbers, not {_excerpt(values)}')
-    left, top, right, bottom = map(float, values)
-    return left, top, right, bottom
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) < BIGGEST
-
-
-def _canvas(
-    fields: dict[str, Any], size: tuple[int, int] | None, largest: float
-) -> tuple[float, float]:
-    """Return the (width, height) that coordinates up to `largest` are to be divided by."""
-    if largest <= PIXELS_ABOVE:
-        return 1.0, 1.0
-    canvas = _first(fields, _CANVAS_KEYS, fields if "width" in fields else size)
-    if isinstance(canvas, dict):
-        canvas = [canvas.get("width"), canvas.get("height")]
-    if canvas is None:
-        side = next((side for side in CANVAS_SIDES if side >= largest), None)
-        if side is None:
-            raise LayoutError(
-                f"coordinates up to {largest:g}; give fractions of the canvas, 0 to 1"
-            )
-        return side, side
-    if isinstance(canvas, list | tuple) and len(canvas) == 2:
-        if all(_is_number(side) and side > 0 for side in canvas):
-            return canvas[0], canvas[1]
-    raise LayoutError(f"the canvas must be [width, height], not {_excerpt(canvas)}")
+    return UnitBox(*map(float, values))
 
 
 def _depth(value: Any, names: Sequence[str], default: list[int]) -> tuple[int, ...]:
     if value is None:
         return tuple(default)
-    items = value if isinstance(value, list | tuple) else []
+    items = value if isinstance(value, list) else []
     count = len(default)
     order = [
         (default[item] if 0 <= item < count else None)  # numbers count the answer's boxes
@@ -343,7 +221,7 @@ def _photos(value: Any, names: Sequence[str]) -> tuple[str | None, ...]:
         if None in chosen:
             raise LayoutError(f"photos names an unknown subject; they are {_listed(names)}")
         photos = [chosen.get(i) for i in range(len(names))]
-    if not isinstance(photos, list | tuple) or not all(
+    if not isinstance(photos, list) or not all(
         photo is None or isinstance(photo, str) for photo in photos
     ):
         raise LayoutError(f"photos must be file names, not {_excerpt(value)}")

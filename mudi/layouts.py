@@ -65,7 +65,7 @@ def box_problems(label: str, box: UnitBox) -> Iterator[str]:
     """Say what is wrong with a box whose coordinates are numbers."""
     place = f"{label} {[round(value, 4) for value in box]}"
     if not all(0 <= value <= 1 for value in box):
-        yield f"{place} reaches outside the canvas, which is 0 to 1 each way"
+        yield f"{place} reaches outside the canvas, 0 to 1 each way (no pixels, no per cent)"
     elif box.right <= box.left or box.bottom <= box.top:
         yield f"{place} is empty: right must exceed left, and bottom exceed top"
 

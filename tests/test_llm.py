@@ -74,6 +74,15 @@ def test_a_layout_comes_from_the_first_usable_answer(endpoint: Endpoint):
     assert "The picture: They dance." in endpoint.questions[0]
 
 
+def test_an_answer_in_per_cent_is_asked_for_again(endpoint: Endpoint):
+    """Not read as pixels of 1024, a subject 4 % wide."""
+    answer = '{"boxes": {"olis robot": [5, 30, 45, 95], "hta corgi": [50, 50, 95, 90]}}'
+    endpoint.replies = [(200, completion(answer)), (200, completion(GOOD))]
+    layout = llm_layout("They dance.", NAMES, endpoint.url, "tiny")
+    assert layout.boxes == ((0, 0, 0.5, 1), (0.5, 0.5, 1, 1))
+    assert "(no pixels, no per cent). Answer again" in endpoint.questions[1]
+
+
 def test_the_model_is_told_what_was_wrong_and_asked_again(endpoint: Endpoint):
     endpoint.replies = [(200, completion(BAD)), (200, completion("Hm.")), (200, completion(GOOD))]
     assert len(llm_layout("They dance.", NAMES, endpoint.url, "tiny").boxes) == 2
@@ -91,9 +100,3 @@ def test_a_model_that_never_gives_a_layout_is_given_up(endpoint: Endpoint):
     with pytest.raises(LlmError, match=r'gave no layout in 2 attempts; .*no box for "hta corgi"'):
         llm_layout("They dance.", NAMES, endpoint.url, "tiny", attempts=2)
     assert len(endpoint.questions) == 2
-
-
-def test_pixels_of_an_answer_are_those_of_the_canvas_that_the_model_was_told(endpoint: Endpoint):
-    endpoint.replies = [(200, completion('{"boxes": [[0, 0, 512, 512]]}'))]
-    layout = llm_layout("It dances.", NAMES[:1], endpoint.url, "tiny", size=(2048, 1024))
-    assert layout.boxes == ((0, 0, 0.25, 0.5),)

@@ -78,7 +78,7 @@ def llm_layout(
     for _ in range(attempts):
         answer = ask(url, model, text, api_key, timeout)
         try:
-            return parse_layout(answer, names, size)
+            return parse_layout(answer, names)
         except LayoutError as error:
             problem = str(error)
             text = (
