@@ -82,8 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("pictures")
     group.add_argument("--prompt", default=PROMPT, help=f'{{}} is the class ("{PROMPT}")')
     group.add_argument("--negative_prompt", default=NEGATIVE_PROMPT)
-    group.add_argument("--num_inference_steps", type=int, default=30, help="denoising steps (30)")
-    group.add_argument("--guidance_scale", type=float, default=7.0)
+    group.add_argument("--num_inference_steps", type=int, help="unset: the pipeline's own")
+    group.add_argument("--guidance_scale", type=float, help="unset: the pipeline's own")
     group.add_argument("--resolution", type=int, help="side (px); unset: the model's own")
     group.add_argument("--batch_size", type=int, default=4, help="pictures drawn at once (4)")
     group.add_argument("--seed", type=int, default=0)
@@ -132,7 +132,7 @@ def number_complaints(args: argparse.Namespace) -> list[str]:
     found = [
         f"--{name} {getattr(args, name)}: must be 1 or more"
         for name in ("num_images", "tries", "batch_size", "num_inference_steps")
-        if getattr(args, name) < 1
+        if getattr(args, name) is not None and getattr(args, name) < 1
     ]
     if args.resolution and args.resolution % 8:
         found.append(f"--resolution {args.resolution}: must be a multiple of 8")
@@ -225,11 +225,11 @@ def draw(
     pipeline: StableDiffusionXLPipeline, batch: list[Job], args: argparse.Namespace
 ) -> list[Image.Image]:
     """Draw one picture a job."""
+    given = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale")}
     return pipeline(
         [args.prompt.replace("{}", job.noun) for job in batch],
         negative_prompt=[args.negative_prompt] * len(batch),
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
+        **{name: value for name, value in given.items() if value is not None},
         height=args.resolution,
         width=args.resolution,
         generator=[job.generator(args.seed) for job in batch],

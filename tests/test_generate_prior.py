@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from helpers import ROOT
 from PIL import Image
 from test_launch import LAUNCH, offline
@@ -16,7 +17,7 @@ import generate_prior
 from generate_prior import LOG
 from mini.tiny import save_tiny_owlv2, save_tiny_sam, tiny_sdxl
 from mudi.ground.files import write_records
-from mudi.masks import segment
+from mudi.masks import prior, segment
 from mudi.metadata import PRIOR_FILENAME, load_subjects
 
 torch.set_num_threads(1)
@@ -71,11 +72,34 @@ def test_the_published_command_makes_a_complete_folder(models, tmp_path, monkeyp
     sam = ["--segmenter", "sam", "--sam_checkpoint", str(models / "sam.pth"), "--sam_type", "tiny"]
     reset_accelerate()
     generate_prior.main(generate_prior.parse_args([*given, *sam]))
-    prior = load_subjects("dataset/prior/action_figure", PRIOR_FILENAME)
-    assert prior.names == {"a": "action figure"}
-    assert [p.image.name for p in prior.photos] == [f"img_{i}.png" for i in range(3)]
-    assert [p.mask.name for p in prior.photos] == [f"mask_{i}.png" for i in range(3)]
-    assert prior.photos[0].caption == "A photo of a action figure, simple background."
+    made = load_subjects("dataset/prior/action_figure", PRIOR_FILENAME)
+    assert made.names == {"a": "action figure"}
+    assert [p.image.name for p in made.photos] == [f"img_{i}.png" for i in range(3)]
+    assert [p.mask.name for p in made.photos] == [f"mask_{i}.png" for i in range(3)]
+    assert made.photos[0].caption == "A photo of a action figure."
+
+
+def test_steps_and_guidance_are_the_pipelines_own_unless_given(models):
+    """50 steps and 5.0; pixel for pixel what diffusers draws from the same noise without them."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(models / "sdxl")
+    steps = []
+    pipeline.unet.register_forward_hook(lambda *_: steps.append(1))
+    job = prior.Job("a", "robot", "robot", 0)
+    given = ["--gen_class", "robot", "--resolution", "64"]
+    args = generate_prior.parse_args(given)
+    [image] = generate_prior.draw(pipeline, [job], args)
+    assert len(steps) == 50
+    [plain] = pipeline(
+        args.prompt.replace("{}", "robot"),
+        negative_prompt=args.negative_prompt,
+        height=64,
+        width=64,
+        generator=job.generator(args.seed),
+    ).images
+    assert np.array_equal(np.asarray(image), np.asarray(plain))
+    args = generate_prior.parse_args([*given, "--num_inference_steps", "3"])
+    generate_prior.draw(pipeline, [job], args)
+    assert len(steps) == 103
 
 
 def test_the_folder_trains_with_prior_preservation(models, pair, tmp_path):

@@ -21,7 +21,7 @@ SETTINGS = (  # with the query, what a try follows from
     "negative_prompt num_inference_steps guidance_scale resolution seed detector threshold "
     "segmenter sam_checkpoint sam_type"
 ).split()
-CAPTION = "A photo of a {}, simple background."
+CAPTION = "A photo of a {}."
 
 
 @dataclass(frozen=True)
