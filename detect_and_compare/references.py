@@ -14,8 +14,9 @@ from PIL import Image
 from detect_and_compare.detect import square_crop
 from mudi.ground.errors import SetupError
 from mudi.images import Box, ImageError, load_mask, load_rgb
-from mudi.masks.folder import MASK_PREFIX, METADATA, PHOTO_SUFFIXES
+from mudi.masks.folder import MASK_PREFIX, METADATA
 from mudi.metadata import load_subjects
+from mudi.photo_files import is_passed_over, photo_files
 from mudi.segmix import cut_out
 
 
@@ -65,7 +66,7 @@ def load_references(folder: Path, crop: bool = False) -> References:
     if not folder.is_dir():
         raise ReferencesError(f"{folder}: no such folder")
     subjects = sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.is_dir() and not is_passed_over(path)
     )
     if not subjects:
         raise ReferencesError(f"{folder}: neither {METADATA} nor a sub-folder for each subject")
@@ -97,13 +98,7 @@ def cut(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
 def pictures_in(folder: Path) -> list[Path]:
     """Return the picture files below a folder by name; not masks (mask_*) nor hidden files."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PHOTO_SUFFIXES
-        and not path.name.startswith((".", MASK_PREFIX))
-        and path.is_file()
-    ]
+    return [path for path in photo_files(folder) if not path.name.startswith(MASK_PREFIX)]
 
 
 def _read_all(paths: Iterable[Path]) -> list[Image.Image]:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from mudi.photo_files import is_raw, reading_help, register_plugins
+
 FOREGROUND_LEVEL = 128  # JPEG masks ring around 0 and 255; a pixel is foreground above this
 
 # Everything that Pillow's readers raise on files that are not, or no longer, the image they claim,
@@ -30,7 +32,6 @@ _READ_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-_HEIC_SUFFIXES = {".heic", ".heif", ".avif"}
 _TURNS = {  # by the EXIF standard's table for its orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -143,6 +144,9 @@ def _read(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise ImageError("the file has zero bytes; copy it again")
+        if is_raw(path):
+            raise ImageError(reading_help(path))
+        register_plugins()
         source, exif = _without_exif(path)
         with Image.open(source) as image:
             _drop_tables(image)
@@ -152,8 +156,8 @@ def _read(path: Path) -> Image.Image:
     except ImageError:
         raise
     except _READ_ERRORS as error:
-        if path.suffix.lower() in _HEIC_SUFFIXES:
-            raise ImageError(f"{path.suffix} is not read here; save it as JPEG or PNG") from error
+        if told := reading_help(path):
+            raise ImageError(told) from error
         reason = "no image format that Pillow knows" if "identify" in str(error) else str(error)
         raise ImageError(f"cannot be read ({reason}); save it again as JPEG or PNG") from error
 

@@ -23,12 +23,12 @@ def find_file(folder: Path, name: str) -> Path | None:
 
     macOS writes names in decomposed letters (NFD), which no other system takes for the same.
     """
-    if _is_file(folder / name):
+    if is_file(folder / name):
         return folder / name
     found = [folder]
     for part in Path(name).parts:
         found = [entry for place in found for entry in _alike(place, part)]
-    files = [path for path in found if _is_file(path)]
+    files = [path for path in found if is_file(path)]
     return files[0] if len(files) == 1 else None
 
 
@@ -41,7 +41,8 @@ def _alike(folder: Path, name: str) -> list[Path]:
         return []
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Say whether there is a file, also of a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long a name, or one that no file can have

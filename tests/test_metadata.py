@@ -316,7 +316,7 @@ FAULTS = [
     Fault(
         "HEIC photo",
         lambda f: (write_file("a0.heic", b"heic" * 9)(f), change(2, file_name="a0.heic")(f)),
-        [(f"{META}:2:", 'photo "a0.heic" .heic is not read here', "save it as JPEG or PNG")],
+        [(f"{META}:2:", 'photo "a0.heic" .heic needs `pip install pillow-heif`', "or save it")],
     ),
     # Masks
     Fault(

@@ -20,8 +20,9 @@ from mudi.ground.files import replace_file, write_records
 from mudi.masks import segment
 from mudi.metadata import NO_NAMES, MetadataError, file_problem, load_subjects, read_records
 from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
+from mudi.photo_files import photo_files
+from mudi.texts import is_file
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 METADATA = "metadata.jsonl"
 SHEET = "masks_sheet.png"
 MASK_PREFIX = "mask_"
@@ -120,7 +121,7 @@ def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
             taken.add(mask)
             jobs.append(Job(name, folder / name, mask, subject))
     if not jobs and not problems:
-        problems.append(f"{folder}: no photos ({', '.join(sorted(PHOTO_SUFFIXES))})")
+        problems.append(f"{folder}: no photos")
     return jobs
 
 
@@ -140,10 +141,13 @@ def _photo_names(folder: Path, listed: dict[str, dict]) -> Iterator[str]:
     """Give the names of what is listed, and of all other pictures that are no masks."""
     named = [record.get("mask_path") for record in listed.values()]
     masks = {normpath(name) for name in named if isinstance(name, str)}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        made = path.name.startswith((".", MASK_PREFIX)) or path.name == SHEET or name in masks
-        if path.suffix.lower() in PHOTO_SUFFIXES and (name in listed or not made):
+    there = {path.relative_to(folder).as_posix() for path in photo_files(folder)}
+    there |= {
+        name for name in listed if not file_problem("file_name", name) and is_file(folder / name)
+    }
+    for name in sorted(there, key=lambda name: (folder / name).parts):
+        made = name.split("/")[-1].startswith(MASK_PREFIX) or name in masks
+        if name in listed or not (made or name.split("/")[-1] == SHEET):
             yield name
 
 
