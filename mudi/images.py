@@ -151,7 +151,7 @@ def _read(path: Path) -> Image.Image:
         with Image.open(source) as image:
             _drop_tables(image)
             image.load()
-            upright = _upright(image, exif or image.info.get("exif", b""))
+            upright = _upright(image, exif or image.info.get("exif") or b"")
             return _to_srgb(_to_8_bit(upright), image.info.get("icc_profile"), path)
     except ImageError:
         raise

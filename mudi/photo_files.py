@@ -55,8 +55,10 @@ def reading_help(path: Path) -> str | None:
     """Say what to do about a photo that Pillow can't read, if its name tells."""
     if is_raw(path):
         return f"a camera's raw {path.suffix} is not read here; export it as JPEG or PNG"
-    needed = _NEEDED.get(path.suffix.lower())
-    return needed and f"{path.suffix} needs `pip install {needed}`, or save it as JPEG or PNG"
+    suffix = path.suffix.lower()
+    if suffix not in _NEEDED or suffix in Image.registered_extensions():
+        return None
+    return f"{path.suffix} needs `pip install {_NEEDED[suffix]}`, or save it as JPEG or PNG"
 
 
 def is_passed_over(path: Path) -> bool:
