@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from detect_and_compare.references import pictures_in
+from mudi.ground.work import CHECKSUM
 from mudi.metadata import MetadataError, read_records
 
 IMAGE, PROMPT = "image", "prompt"
@@ -86,6 +87,6 @@ def _listed(source: Path, problems: list[str]) -> list[Picture]:
                 f'{source}: object {number}: "{taken[0]}" is a key of the scores; rename it'
             )
         else:
-            extra = {key: value for key, value in record.items() if key != IMAGE}
+            extra = {key: record[key] for key in record if key not in (IMAGE, CHECKSUM)}
             found[name] = Picture(name, source.parent / name, extra)
     return list(found.values())

@@ -27,6 +27,7 @@ from detect_and_compare.measure import Record
 from detect_and_compare.results import Summary, summarise
 from detect_and_compare.score import Verdict, reference_matrix
 from mini.tiny import save_tiny_clip, save_tiny_dinov2, save_tiny_owlv2
+from mudi.ground.work import CHECKSUM
 from mudi.images import Box
 from mudi.masks.segment import Detection
 
@@ -51,7 +52,9 @@ def run(output, *words, images=EXAMPLES / "pictures", references=REFERENCES, mod
 
 def read_lines(output):
     text = (output / "scores.jsonl").read_text(encoding="utf-8")
-    return {line["image"]: line for line in map(json.loads, text.splitlines())}
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert all(line.pop(CHECKSUM) for line in lines)
+    return {line["image"]: line for line in lines}
 
 
 @pytest.fixture

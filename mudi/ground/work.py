@@ -8,7 +8,9 @@ records = journal.finish(order=[item.name for item in items])
 """
 
 import json
-from collections.abc import Sequence
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +18,13 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from mudi.ground.files import write_records
+from mudi.ground.files import write_text
 
 Item = TypeVar("Item")
+
+CHECKSUM = "checksum"  # the last key of a journal's line: of what stands before it
+
+logger = logging.getLogger("mudi")
 
 LONGEST_WAIT = timedelta(days=7)  # for the slowest process's share; the usual limit is 10 minutes
 
@@ -39,6 +45,8 @@ class Journal:
     While they run, each adds to a part of its own, `<name>.part<process>`, so that a kill costs at
     most the line that was being written; the parts are put together when the next run begins and
     when this one ends. All processes must make and finish the journal together.
+
+    A line ends with its checksum. One that is damaged is told and counts as not done.
 
     Args:
         path: the finished file.
@@ -62,7 +70,7 @@ class Journal:
         """Note a finished piece; it is on its way to the disk when this returns."""
         self.done[record[self._key]] = record
         with self._part.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(_line(record))
 
     def finish(self, order: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Write the whole file and return its records, those that order names first, in its order.
@@ -81,14 +89,46 @@ class Journal:
         for part in parts:
             records |= self._read(part)
         names = dict.fromkeys([*order, *records])
-        if records:
-            write_records(self.path, [records[name] for name in names if name in records])
+        if records or self.path.is_file():
+            lines = [_line(records[name]) for name in names if name in records]
+            write_text(self.path, "".join(lines))
         for part in parts:
             part.unlink()
 
     def _read(self, path: Path) -> dict[str, dict[str, Any]]:
         """Return a file's records by key; a line cut off by a kill is left out, to be done anew."""
         data = path.read_bytes() if path.is_file() else b""
-        whole = data.split(b"\n")[:-1]
-        records = [json.loads(line) for line in whole if line.strip()]
-        return {record[self._key]: record for record in records}
+        old = f'"{CHECKSUM}"'.encode() not in data  # of a version that wrote none
+        records = {}
+        for number, line in enumerate(data.split(b"\n")[:-1], 1):
+            record = _record(line, old)
+            if record is not None and isinstance(record.get(self._key), str):
+                records[record[self._key]] = record
+            elif line.strip():
+                logger.warning("%s:%d: the line is damaged; its work is done anew", path, number)
+        return records
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    text = json.dumps({**record, CHECKSUM: _checksum(record)}, ensure_ascii=False)
+    return text + "\n"
+
+
+def _record(line: bytes, old: bool) -> dict[str, Any] | None:
+    """Return a line's record without its checksum; None if it is damaged.
+
+    Args:
+        old: there are no checksums.
+    """
+    try:
+        record = json.loads(line.decode())
+        if not isinstance(record, dict):
+            return None
+        checksum = _checksum({key: record[key] for key in record if key != CHECKSUM})
+        return record if record.pop(CHECKSUM, checksum if old else None) == checksum else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, ensure_ascii=False).encode()):08x}"
