@@ -174,7 +174,7 @@ def train(
         if not accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
         saving.save_if_due(
-            accelerator, args, plan.settings, StableDiffusionXLPipeline, models.adapted, step
+            accelerator, args, plan.record, StableDiffusionXLPipeline, models.adapted, step
         )
         runtime.validate_if_due(accelerator, args, plan, models, step)
     progress.close()

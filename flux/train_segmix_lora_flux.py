@@ -189,7 +189,7 @@ def train(
         runtime.report_if_due(accelerator, args, plan, progress, unread)
         if not accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
-        saving.save_if_due(accelerator, args, plan.settings, FluxPipeline, models.adapted, step)
+        saving.save_if_due(accelerator, args, plan.record, FluxPipeline, models.adapted, step)
         runtime.validate_if_due(accelerator, args, plan, models, step)
     progress.close()
 

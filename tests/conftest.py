@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from endpoint import Endpoint
-from helpers import NAMES, DataFolder
+from helpers import CLASSES, NAMES, DataFolder
 from hypothesis import settings
 
 # Two cores shared by other work: an example's time says nothing about the code
@@ -16,6 +16,16 @@ settings.load_profile("mudi")
 def folder(tmp_path: Path) -> DataFolder:
     """Two subjects with three photos each: lines 2 to 4 are a's, 5 to 7 are b's."""
     return DataFolder(tmp_path / "pair", {"a": NAMES["a"], "b": NAMES["b"]})
+
+
+@pytest.fixture
+def prior_folder(tmp_path: Path) -> Path:
+    """A prior set whose ids are the example's."""
+    return DataFolder(
+        tmp_path / "prior",
+        {"a": CLASSES["a"], "b": CLASSES["b"]},
+        filename="class_metadata.jsonl",
+    ).path
 
 
 def _built(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,7 +17,7 @@ from training import EXAMPLE, lora_of
 
 from mudi.ground.files import REPLACED, TEMPORARY
 from mudi.lora import KOHYA_WEIGHTS_NAME, WEIGHTS_NAME
-from mudi.training.checkpoints import checkpoints
+from mudi.training.checkpoints import checkpoints, damage
 
 MANY_KILLS = 8
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -165,8 +165,8 @@ def check_complete(out: Path) -> None:
         assert lora_of(folder)
         if folder.name.startswith("checkpoint-"):
             assert {p.name for p in folder.iterdir()} >= {
-                "optimizer.bin", "custom_checkpoint_0.pkl", "state.json", "random_states_0.pkl",
+                "optimizer.bin", "schedule.json", "state.json", "random_states_0.pkl",
             }  # fmt: skip
-            json.loads((folder / "state.json").read_text())
+            assert damage(folder) is None
     for kohya in out.glob(f"save-*/{KOHYA_WEIGHTS_NAME}"):
         assert kohya.stat().st_size > 1000

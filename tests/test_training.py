@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import CLASSES, NAMES, DataFolder
+from helpers import NAMES, DataFolder
 from test_metadata import FAULTS
 from training import EXAMPLE, lora_of
 
@@ -71,59 +71,6 @@ def test_the_lora_changes_a_stock_pipelines_picture_until_it_is_off(backbone, ru
     assert abs(picture(backbone, prepare=load_and_disable) - plain).max() == 0
 
 
-RESUMABLE = [
-    "--dataloader_num_workers 2 --segmix_start_step 2 --gradient_accumulation_steps 2",
-    "--with_prior_preservation --class_data_dir {prior} --dco_beta 10 --train_text_encoder",
-    "--use_dora --lr_scheduler cosine --random_flip --cache_latents --dco_beta 1000",
-    "--optimizer prodigy --learning_rate 1 --mixed_precision bf16 --gradient_checkpointing",
-    "--segmix_pool 3 --segmix_pool_refresh 1 --cache_latents --train_batch_size 3 --random_flip",
-]
-
-
-@pytest.mark.parametrize("more", RESUMABLE)
-def test_two_and_two_resumed_steps_equal_four_straight_ones(
-    backbone, tmp_path, prior_folder, monkeypatch, more
-):
-    """Weights, optimizer, draws and prompts, bit for bit."""
-    more = more.format(prior=prior_folder)
-    told: list = []
-    errors = denoising.denoising_errors
-
-    def note(denoiser, task):
-        told.append((task.prompts, task.corrupted.network_input.sum()))
-        return errors(denoiser, task)
-
-    monkeypatch.setattr(denoising, "denoising_errors", note)
-
-    def run(name, *more_flags):
-        told.clear()
-        backbone.train(tmp_path / name, more, "--max_train_steps 4", *more_flags)
-        return list(told)
-
-    straight = run("straight", "--checkpointing_steps 2")
-    (tmp_path / "resumed").mkdir()
-    (tmp_path / "straight/checkpoint-2").rename(tmp_path / "resumed/checkpoint-2")
-    resumed = run("resumed", "--checkpointing_steps 2 --resume_from_checkpoint latest")
-
-    assert resumed == straight[len(straight) // 2 :]
-    ends = [tmp_path / name / "checkpoint-4" for name in ("straight", "resumed")]
-    torch.testing.assert_close(*map(lora_of, ends), **BITWISE)
-    optimizers = [torch.load(end / "optimizer.bin", weights_only=False) for end in ends]
-    torch.testing.assert_close(*(o["state"] for o in optimizers), **BITWISE)
-    rates = [torch.load(end / "custom_checkpoint_0.pkl", weights_only=False) for end in ends]
-    assert rates[0]["_last_lr"] == rates[1]["_last_lr"]
-
-
-@pytest.fixture
-def prior_folder(tmp_path):
-    """A prior set whose ids are the example's."""
-    return DataFolder(
-        tmp_path / "prior",
-        {"a": CLASSES["a"], "b": CLASSES["b"]},
-        filename="class_metadata.jsonl",
-    ).path
-
-
 def test_prior_preservation_alone_trains_without_dco(backbone, tmp_path, prior_folder, monkeypatch):
     seen = []
     errors = denoising.denoising_errors
@@ -168,46 +115,6 @@ def test_half_precision_weight_files_are_loaded_where_asked_for(backbone, tmp_pa
     pipeline.save_pretrained(half.base, variant="fp16")
     half.train(tmp_path / "out", "--variant fp16 --max_train_steps 1")
     assert (tmp_path / "out" / lora.WEIGHTS_NAME).is_file()
-
-
-def test_a_run_that_is_done_already_only_writes_its_results(backbone, run_once, tmp_path):
-    checkpoint = run_once / "checkpoint-4"
-    more = (
-        f"--max_train_steps 3 --gradient_accumulation_steps 2 --resume_from_checkpoint {checkpoint}"
-    )
-    backbone.train(tmp_path, more)
-    torch.testing.assert_close(lora_of(tmp_path), lora_of(checkpoint), **BITWISE)
-
-
-def test_a_checkpoint_of_another_base_is_refused(sdxl_backbone, flux_backbone, tmp_path):
-    sdxl_backbone.train(tmp_path, "--max_train_steps 1 --checkpointing_steps 1")
-    with pytest.raises(SystemExit, match=r"checkpoint-1 cannot be continued: .* do not fit"):
-        flux_backbone.train(tmp_path, "--max_train_steps 2 --resume_from_checkpoint latest")
-
-
-def test_only_the_newest_checkpoints_are_kept(backbone, tmp_path):
-    backbone.train(tmp_path,
-          "--max_train_steps 3 --checkpointing_steps 1 --checkpoints_total_limit 2")  # fmt: skip
-    assert sorted(p.name for p in tmp_path.glob("*check*")) == ["checkpoint-2", "checkpoint-3"]
-
-
-def test_a_checkpoint_of_another_rank_is_refused_before_models_load(backbone, run_once):
-    more = "--rank 4 --max_train_steps 5 --resume_from_checkpoint checkpoint-2"
-    with pytest.raises(SystemExit, match="rank was 2 and is 4"):
-        backbone.train(run_once, more)
-
-
-def test_resuming_takes_the_checkpoints_seed_and_warns_of_other_settings(
-    backbone, run_once, tmp_path, caplog
-):
-    words = backbone.flags(tmp_path, "--max_train_steps 5 --learning_rate 1e-5")
-    at = words.index("--seed")
-    words[at : at + 2] = ["--resume_from_checkpoint", str(run_once / "checkpoint-4")]
-    words += ["--gradient_accumulation_steps", "2"]
-    args = backbone.run(words)
-    assert args.seed == 7
-    assert "learning_rate was 0.001 and is 1e-05" in caplog.text
-    assert (tmp_path / lora.WEIGHTS_NAME).is_file()
 
 
 def test_the_number_of_epochs_counts_where_no_steps_are_given(backbone, tmp_path):

@@ -238,6 +238,12 @@ def _add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", help="where everything is written")
+    group.add_argument(
+        "--overwrite_output_dir",
+        action="store_true",
+        help="remove another run's checkpoint-* and save-* from --output_dir, once models and data "
+        "are loaded; without it a fresh run refuses a folder that holds checkpoints",
+    )
     group.add_argument("--save_steps", type=int, default=500, help="steps between LoRA files")
     group.add_argument(
         "--checkpointing_steps", type=int, default=500, help="steps between resumable states"

@@ -22,7 +22,7 @@ from mudi.ground.lora_names import LoraFileError, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
 from mudi.training.args import NO_DATASETS, PRIOR_POINTER, TRACKERS, subject_scales, trackers
-from mudi.training.checkpoints import resolve_resume
+from mudi.training.checkpoints import other_runs, resolve_resume
 
 DEFAULT_CAPTION_KEY = "text"
 MAX_PROMPTS = 2000  # each is encoded once and kept; SDXL's take 0.3 MB apiece in half precision
@@ -193,12 +193,27 @@ def _output_complaints(args: argparse.Namespace) -> list[str]:
         found.append("--output_dir is missing")
     elif why := unwritable(Path(args.output_dir)):
         found.append(f"--output_dir {args.output_dir}: {why}")
-    elif args.resume_from_checkpoint:
-        try:
-            resolve_resume(Path(args.output_dir), args.resume_from_checkpoint)
-        except ValueError as error:
-            found.append(f"--resume_from_checkpoint: {error}")
+    else:
+        found += _resume_complaints(args)
     return found
+
+
+def _resume_complaints(args: argparse.Namespace) -> list[str]:
+    """Complain about a checkpoint that can't be continued, and of others' that are in the way."""
+    output_dir, wish = Path(args.output_dir), args.resume_from_checkpoint
+    try:
+        resume = resolve_resume(output_dir, wish) if wish else None
+    except ValueError as error:
+        return [f"--resume_from_checkpoint: {error}"]
+    others = ", ".join(path.name for path in other_runs(output_dir, resume))
+    if not others or args.overwrite_output_dir:
+        return []
+    goes_on = f"not of the run up to {resume.name}" if resume else "of another run"
+    advice = "continue that by --resume_from_checkpoint latest, take another folder, or pass "
+    return [
+        f"--output_dir {output_dir}: holds {others}, {goes_on}; {advice}--overwrite_output_dir, "
+        "which removes its checkpoint-* and save-*"
+    ]
 
 
 def load_data(args: argparse.Namespace, style: SegMixStyle, complaints: list[str]) -> Data:

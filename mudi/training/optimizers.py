@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from mudi.denoising import Models
 from mudi.training.runtime import Plan
-from mudi.training.saving import keep_lora_in_checkpoints, restore
+from mudi.training.saving import keep_in_checkpoints, remove_overwritten, restore
 
 logger = get_logger("mudi")
 
@@ -52,9 +52,13 @@ def prepare_training(
     optimizer = make_optimizer(args, denoiser_only, encoders, accelerator.num_processes)
     lr_scheduler = make_lr_scheduler(args, optimizer, plan.num_steps)
     denoiser, optimizer = accelerator.prepare(models.denoiser.train(), optimizer)
-    accelerator.register_for_checkpointing(lr_scheduler)
-    keep_lora_in_checkpoints(accelerator, pipeline_class, models.adapted)
-    first_step = restore(accelerator, plan.resume, plan.settings) if plan.resume else 0
+    keep_in_checkpoints(accelerator, pipeline_class, models.adapted, lr_scheduler)
+    first_step = 0
+    if plan.resume:
+        parts = (models.adapted, optimizer, lr_scheduler)
+        first_step = restore(accelerator, plan.resume, plan.settings, *parts)
+    if args.overwrite_output_dir:
+        remove_overwritten(accelerator, plan.output_dir, plan.resume)
     return Training(
         denoiser=denoiser,
         base=accelerator.unwrap_model(denoiser),

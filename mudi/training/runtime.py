@@ -35,7 +35,7 @@ from mudi.ground.flags import differences
 from mudi.metadata import Subjects
 from mudi.segmix import SegMixStyle
 from mudi.training.args import CACHED_CROPS, resolve_mixed_precision, trackers
-from mudi.training.checkpoints import checkpoints, read_state, resolve_resume, step_of
+from mudi.training.checkpoints import checkpoints, read_state, resolve_resume, run_of, step_of
 from mudi.training.checks import load_data
 from mudi.training.publish import check_login
 from mudi.training.saving import public_arguments
@@ -46,8 +46,9 @@ WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
 SHAPE_SETTINGS = "rank use_dora train_text_encoder optimizer use_8bit_adam".split()
 # What a run may change when it is continued and still go on as it would have; all else is compared.
 FREE_SETTINGS = (
-    "output_dir logging_dir report_to wandb_name validation_prompt num_validation_images "
-    "validation_epochs num_validation_inference_steps save_steps checkpointing_steps "
+    "output_dir overwrite_output_dir logging_dir report_to wandb_name validation_prompt "
+    "num_validation_images validation_epochs num_validation_inference_steps save_steps "
+    "checkpointing_steps "
     "checkpoints_total_limit resume_from_checkpoint push_to_hub hub_model_id cache_dir "
     "output_kohya_format upcast_before_saving dataloader_num_workers local_rank "
     "gradient_checkpointing logging_steps encode_on_cpu num_train_epochs max_train_steps"
@@ -160,6 +161,7 @@ class Plan:
         num_steps: optimizer steps of the whole run.
         validation_steps: steps between validation images.
         settings: what a checkpoint remembers, to compare when it is continued.
+        run: the run's id, which the runs that continue it keep.
     """
 
     output_dir: Path
@@ -167,7 +169,13 @@ class Plan:
     num_steps: int
     validation_steps: int
     settings: dict[str, Any]
+    run: str
     schedule: DrawSchedule
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint says of the run."""
+        return {"run": self.run, "settings": self.settings}
 
     def draws(self, first_step: int) -> DrawSchedule:
         """Return the draws from an optimizer step on."""
@@ -189,8 +197,10 @@ def plan_run(accelerator: Accelerator, args: argparse.Namespace, subjects: Subje
     resume = _find_resume(args, output_dir)
     if args.seed is None and resume is not None:
         args.seed = read_state(resume)["settings"]["seed"]
+    run = (run_of(resume) if resume else None) or secrets.token_hex(8)
+    seed, run = broadcast_object_list([secrets.randbits(31), run])
     if args.seed is None:
-        args.seed = broadcast_object_list([secrets.randbits(31)])[0]
+        args.seed = seed
         logger.info(f"--seed is unset; this run's is {args.seed}")
     set_seed(args.seed)
 
@@ -216,6 +226,7 @@ def plan_run(accelerator: Accelerator, args: argparse.Namespace, subjects: Subje
         num_steps=num_steps,
         validation_steps=args.validation_epochs * epoch_steps,
         settings=_run_settings(accelerator, args, subjects),
+        run=run,
         schedule=schedule,
     )
 
@@ -223,7 +234,10 @@ def plan_run(accelerator: Accelerator, args: argparse.Namespace, subjects: Subje
 def _find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
     if not args.resume_from_checkpoint:
         return None
-    checkpoint = resolve_resume(output_dir, args.resume_from_checkpoint)
+    warnings: list[str] = []
+    checkpoint = resolve_resume(output_dir, args.resume_from_checkpoint, warnings)
+    for warning in warnings:
+        logger.warning(warning)
     if checkpoint is None:
         logger.info(f"--resume_from_checkpoint latest: none in {output_dir}, starting anew")
         return None

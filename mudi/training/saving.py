@@ -2,69 +2,181 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+import pickle
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import load
+from safetensors import SafetensorError
 
 from mudi import lora
-from mudi.ground.errors import SetupError
+from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import TEMPORARY, finish_folder, remove_folder, temporary_folder, write_text
 from mudi.ground.flags import differences
-from mudi.training.checkpoints import STATE_NAME, checkpoints, read_state, step_of
+from mudi.training.checkpoints import (
+    STATE_NAME,
+    beyond_limit,
+    overwritten,
+    read_state,
+    step_of,
+    write_digests,
+)
 
+# Names within a checkpoint; accelerate's own three are pickles, read as numbers only
+SCHEDULE_NAME = "schedule.json"
+OPTIMIZER_NAME, SCALER_NAME, RANDOM_NAME = "optimizer.bin", "scaler.pt", "random_states_{}.pkl"
+# What an optimizer's groups hold of the way that it has gone; all else in them are flags
+PROGRESS = "d d_max d_numerator d_denom d_hat k".split()  # of prodigy
 ARGUMENTS_NAME = "run_arguments.json"
 SECRETS = ("hub_token",)  # arguments that are never written or logged
 
 logger = get_logger("mudi")
 
 
-def restore(accelerator: Accelerator, checkpoint: Path, settings: dict[str, Any]) -> int:
-    """Load a checkpoint into everything prepared; return the number of steps it had done.
+def restore(
+    accelerator: Accelerator,
+    checkpoint: Path,
+    settings: dict[str, Any],
+    models: Mapping[str, Any],
+    optimizer: Any,
+    lr_scheduler: Any,
+) -> int:
+    """Load a checkpoint; return the number of steps it had done.
+
+    What the flags say of rates, moments and decay goes before what the checkpoint says of them.
+
+    Args:
+        settings: this run's, to tell what differs from the checkpoint's.
+        models: adapted models by the pipeline's part names.
+        optimizer: as accelerate wrapped it.
+        lr_scheduler: over that optimizer, at its first step.
 
     Raises:
-        SetupError: its weights do not fit the models.
+        SetupError: a file is missing or broken, or does not fit the models.
     """
-    for change in differences(read_state(checkpoint)["settings"], settings):
-        logger.warning(f"{checkpoint.name}: {change}; the run does not continue exactly")
-    try:
-        accelerator.load_state(str(checkpoint))
-    except ValueError as error:  # of another base model, say
-        raise SetupError(f"{checkpoint} cannot be continued: {error}") from error
     step = step_of(checkpoint)
+    for change in differences(read_state(checkpoint)["settings"], settings):
+        logger.warning(
+            f"{checkpoint.name}: {change} from step {step + 1} on; "
+            "the run does not continue exactly"
+        )
+    with _telling(checkpoint, lora.WEIGHTS_NAME):
+        lora.load_lora(checkpoint / lora.WEIGHTS_NAME, models)
+    with _telling(checkpoint, OPTIMIZER_NAME):
+        _load_optimizer(optimizer, _read_numbers(checkpoint / OPTIMIZER_NAME))
+    with _telling(checkpoint, SCHEDULE_NAME):
+        path = checkpoint / SCHEDULE_NAME  # earlier versions wrote none
+        done = json.loads(path.read_text(encoding="utf-8"))["steps"] if path.is_file() else step
+        _forward(lr_scheduler, int(done))
+    if accelerator.scaler is not None and (checkpoint / SCALER_NAME).is_file():
+        with _telling(checkpoint, SCALER_NAME):
+            accelerator.scaler.load_state_dict(_read_numbers(checkpoint / SCALER_NAME))
+    name = RANDOM_NAME.format(accelerator.process_index)
+    if (checkpoint / name).is_file():  # not where more processes go on than had begun
+        with _telling(checkpoint, name):
+            _load_random(_read_numbers(checkpoint / name))
     logger.info(f"continuing from {checkpoint} after step {step}")
     return step
 
 
-def keep_lora_in_checkpoints(
-    accelerator: Accelerator, pipeline_class: Any, models: Mapping[str, Any]
+@contextmanager
+def _telling(checkpoint: Path, name: str) -> Iterator[None]:
+    """Turn what a broken, foreign or malicious file raises into one line."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:  # torch's own message advises to run the code
+        raise SetupError(
+            f"{checkpoint} cannot be continued: {name} is broken, or holds more than numbers"
+        ) from error
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:
+        raise SetupError(
+            f"{checkpoint} cannot be continued: {name}: {first_line(error)}"
+        ) from error
+
+
+def _read_numbers(path: Path) -> Any:
+    """Read one of accelerate's pickles; code in it is not run."""
+    return load(path, map_location="cpu", weights_only=True)
+
+
+def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Give the optimizer a checkpoint's moments; its settings stay those of this run's flags."""
+    for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        kept = {key: group[key] for key in PROGRESS if key in group}
+        group.update({key: value for key, value in own.items() if key != "params"} | kept)
+    optimizer.load_state_dict(state)
+
+
+def _forward(lr_scheduler: Any, steps: int) -> None:
+    """Put a schedule, which is a function of the step, where it is after that many steps."""
+    factors = [schedule(steps) for schedule in lr_scheduler.lr_lambdas]
+    rates = [base * factor for base, factor in zip(lr_scheduler.base_lrs, factors, strict=True)]
+    for group, rate in zip(lr_scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    lr_scheduler.last_epoch = steps
+    lr_scheduler._last_lr = rates
+
+
+def _load_random(states: dict[str, Any]) -> None:
+    random.setstate(states["random_state"])
+    np.random.set_state(states["numpy_random_seed"])
+    torch.set_rng_state(states["torch_manual_seed"])
+    on_gpus = states.get("torch_cuda_manual_seed", [])
+    if len(on_gpus) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(on_gpus)
+
+
+def keep_in_checkpoints(
+    accelerator: Accelerator, pipeline_class: Any, models: Mapping[str, Any], lr_scheduler: Any
 ) -> None:
-    """Let accelerate's states hold the LoRA in place of the whole model."""
+    """Let accelerate's states hold the LoRA in place of the whole model, and the rates' place."""
 
     def save(_models: list, weights: list, folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
             lora.save_lora(Path(folder), pipeline_class, models)
-
-    def load(loaded: list, folder: str) -> None:
-        loaded.clear()
-        lora.load_lora(Path(folder) / lora.WEIGHTS_NAME, models)
+            steps = json.dumps({"steps": lr_scheduler.last_epoch})
+            (Path(folder) / SCHEDULE_NAME).write_text(steps, encoding="utf-8")
 
     accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+
+
+def remove_overwritten(accelerator: Accelerator, output_dir: Path, resume: Path | None) -> None:
+    """Delete the checkpoints and saves that --overwrite_output_dir gives up."""
+    if accelerator.is_main_process:
+        for folder in overwritten(output_dir, resume):
+            logger.info(f"--overwrite_output_dir: removing {folder}")
+            remove_folder(folder)
+    accelerator.wait_for_everyone()
 
 
 def save_checkpoint(
     accelerator: Accelerator,
     output_dir: Path,
     step: int,
-    settings: dict[str, Any],
+    record: dict[str, Any],
     limit: int | None = None,
 ) -> None:
-    """Write checkpoint-<step>, complete or not at all, then drop the oldest beyond limit."""
+    """Write checkpoint-<step>, complete or not at all, then drop the run's oldest beyond limit.
+
+    Args:
+        record: what the checkpoint is to say of its run: its id and settings.
+    """
     folder = output_dir / f"checkpoint-{step}"
     if accelerator.is_main_process:
         temporary_folder(folder)
@@ -73,10 +185,11 @@ def save_checkpoint(
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        state = json.dumps({"step": step, "settings": settings}, indent=2)
+        state = json.dumps({"step": step, **record}, indent=2)
         (temporary / STATE_NAME).write_text(state, encoding="utf-8")
+        write_digests(temporary)
         finish_folder(folder)
-        for old in checkpoints(output_dir)[: -limit if limit else 0]:
+        for old in beyond_limit(output_dir, folder, limit):
             remove_folder(old)
     accelerator.wait_for_everyone()
 
@@ -84,7 +197,7 @@ def save_checkpoint(
 def save_if_due(
     accelerator: Accelerator,
     args: argparse.Namespace,
-    settings: dict[str, Any],
+    record: dict[str, Any],
     pipeline_class: Any,
     models: Mapping[str, Any],
     step: int,
@@ -96,7 +209,7 @@ def save_if_due(
         save_results(temporary_folder(folder), args, pipeline_class, models)
         finish_folder(folder)
     if step % args.checkpointing_steps == 0:
-        save_checkpoint(accelerator, output_dir, step, settings, args.checkpoints_total_limit)
+        save_checkpoint(accelerator, output_dir, step, record, args.checkpoints_total_limit)
 
 
 def save_results(
