@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
 from mudi.ground.flags import id_table
@@ -74,7 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="ID=NAME",
         help="prompt names for --write_metadata",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(accelerate_device()), help="of the models")
     return parser.parse_args(argv)
 
 

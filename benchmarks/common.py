@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mudi.backbones import flux, sdxl
+from mudi.ground.devices import on_gpu
 from mudi.ground.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
         default="mini",
         help="tiny: random weights, seconds; mini: the miniature's size; real: full size (mini)",
     )
-    flag("--device", choices=("cpu", "cuda"), help="unset: cuda where there is one")
+    flag("--device", choices=("cpu", "cuda"), help="unset: accelerate's choice")
     flag(
         "--json",
         type=Path,
@@ -58,7 +59,7 @@ def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
 def settle_device(args: argparse.Namespace) -> torch.device:
     """Give args.device a value and return it; accelerate takes the same one from then on."""
     if args.device is None:
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        args.device = "cuda" if on_gpu() else "cpu"
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: there is no CUDA GPU here")
     os.environ["ACCELERATE_USE_CPU"] = str(args.device == "cpu").lower()

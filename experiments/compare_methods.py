@@ -15,6 +15,7 @@ ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes=6 -m ... -
 import argparse
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag("--prior_dir", type=Path, help="folder of prior sets by the same names; unset: made anew")
     flag("--gamma", type=float, default=SDXL.gamma, help="of MuDI's mean shift")
-    flag("--device", help="of training and pictures; unset: accelerate's choice")
+    flag("--device", help="of training and pictures, cpu: of all; unset: accelerate's choice")
     group = parser.add_argument_group("training")
     group.add_argument(BASE_FLAG, default=BASE, help=f"SDXL folder or hub id ({BASE})")
     group.add_argument(VAE_FLAG, help="a VAE that is safe in half precision")
@@ -132,6 +133,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @program
 def main(args: argparse.Namespace) -> None:
     refuse(complaints(args))
+    if args.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # of the prior sets and the metric as well
     state = join_processes()
     data_dir = args.data_dir or args.output / "data"
     with state.main_process_first():

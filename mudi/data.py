@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mudi import segmix
+from mudi.ground.devices import on_gpu
 from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import load_mask, load_rgb
 from mudi.metadata import Photo, Subjects
@@ -329,7 +330,7 @@ def make_loader(dataset: SegMixDataset, schedule: DrawSchedule, num_workers: int
         batch_sampler=schedule,
         collate_fn=collate,
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=on_gpu(),
     )
 
 

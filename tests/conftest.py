@@ -1,3 +1,4 @@
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,18 @@ from hypothesis import settings
 # Two cores shared by other work: an example's time says nothing about the code
 settings.register_profile("mudi", deadline=None, derandomize=True)
 settings.load_profile("mudi")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all but a run of the tests that are marked for them."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and config.option.markexpr != "gpu":
+            item.add_marker(pytest.mark.skip(reason="wants a GPU: run pytest -m gpu"))
 
 
 @pytest.fixture

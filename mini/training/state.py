@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from mini.training.checkpoint import Learner, load_learner, save_learner
 from mini.training.stream import default_workers
 from mini.world import SIZE
+from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError
 from mudi.ground.files import clean_up, finish_folder, temporary_folder, write_text
 
@@ -108,7 +109,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
             raise SetupError(f"--{flag} must be above 0")
     if args.start_from and not args.start_from.is_dir():
         raise SetupError(f"--start_from {args.start_from}: no such folder")
-    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+    if args.mixed_precision == "fp16" and not on_gpu():
         raise SetupError("--mixed_precision fp16 needs a GPU; use bf16 or no here")
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mini.world import Scene, draw_scene
+from mudi.ground.devices import on_gpu
 
 HELD_OUT_SEED = 1_000_003  # of scenes that no training draws
 
@@ -92,4 +93,4 @@ def held_out_scenes(count: int, first: int = 0) -> SceneBatch:
 
 def default_workers() -> int:
     """Return how many processes should draw: a GPU waits for one core, a CPU trains on it."""
-    return max(1, (os.cpu_count() or 1) - 1) if torch.cuda.is_available() else 0
+    return max(1, (os.cpu_count() or 1) - 1) if on_gpu() else 0

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from mudi.backbones.table import Backbone, backbone_of
+from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, loading
 from mudi.ground.flags import DTYPES, MODEL_INDEX, model_folder_complaints
 
@@ -39,7 +40,7 @@ def pipeline_complaints(args: argparse.Namespace) -> list[str]:
     if args.pretrained_vae_model_name_or_path:
         vae = args.pretrained_vae_model_name_or_path
         found += model_folder_complaints(VAE_FLAG, vae, "config.json")
-    if args.cpu_offload and not torch.cuda.is_available():
+    if args.cpu_offload and not on_gpu():
         found.append("--cpu_offload needs a CUDA GPU; leave it out here")
     return found
 

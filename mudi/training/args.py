@@ -337,7 +337,7 @@ def subject_scales(args: argparse.Namespace, names: dict[str, str]) -> dict[str,
 
 
 def resolve_mixed_precision(
-    flag: str | None, on_gpu: str, has_gpu: bool, accelerate_config: Path | None
+    flag: str | None, gpu_precision: str, has_gpu: bool, accelerate_config: Path | None
 ) -> str | None:
     """Return the precision to hand to `Accelerator`; None leaves it to accelerate.
 
@@ -346,7 +346,7 @@ def resolve_mixed_precision(
 
     Args:
         flag: --mixed_precision.
-        on_gpu: the script's own default on a GPU.
+        gpu_precision: the script's own default on a GPU.
         accelerate_config: the saved configuration file, existing or not.
     """
     if flag is not None:
@@ -354,4 +354,4 @@ def resolve_mixed_precision(
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if told != "no" or (accelerate_config is not None and accelerate_config.is_file()):
         return None
-    return on_gpu if has_gpu else "no"
+    return gpu_precision if has_gpu else "no"

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from mudi.ground.devices import on_gpu
+
 KINDS = ("none", "nf4", "int8")
 _PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}
 
@@ -21,7 +23,7 @@ def complaints(kind: str) -> list[str]:
     if kind == "int8" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # DDP broadcasts the frozen weights too, which torchao 0.18's tensors do not allow
         found.append("--quantize_base int8 runs in one process only; use nf4 for several")
-    if kind == "nf4" and not torch.cuda.is_available():
+    if kind == "nf4" and not on_gpu():
         found.append("--quantize_base nf4 needs a CUDA GPU; int8 runs on the CPU too")
     return found
 

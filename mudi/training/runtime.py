@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from mudi.backbones.table import Backbone
 from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
+from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import clean_up, write_image
 from mudi.ground.flags import differences
@@ -109,8 +110,8 @@ def save_memory(
             encoder.gradient_checkpointing_enable()
 
 
-def make_accelerator(args: argparse.Namespace, on_gpu: str) -> Accelerator:
-    """Start accelerate; on_gpu is the script's default precision on a GPU.
+def make_accelerator(args: argparse.Namespace, gpu_precision: str) -> Accelerator:
+    """Start accelerate; gpu_precision is the script's default on a GPU.
 
     Raises:
         SetupError: the precision cannot be had on this machine.
@@ -119,9 +120,9 @@ def make_accelerator(args: argparse.Namespace, on_gpu: str) -> Accelerator:
     logging.getLogger("mudi").setLevel(logging.INFO)
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    has_gpu = torch.cuda.is_available()
+    has_gpu = on_gpu()
     precision = resolve_mixed_precision(
-        args.mixed_precision, on_gpu, has_gpu, Path(default_config_file)
+        args.mixed_precision, gpu_precision, has_gpu, Path(default_config_file)
     )
     wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if wanted == "fp16" and not has_gpu:
