@@ -272,12 +272,17 @@ def test_a_layout_file_places_the_subjects(backbone, tmp_path, subjects):
         run(backbone, tmp_path / "other", "--layout", str(path))
 
 
-def test_a_chat_models_layout_is_asked_for_once(sdxl_backbone, tmp_path, endpoint):
+def test_a_chat_models_layout_is_asked_for_once(sdxl_backbone, tmp_path, endpoint, monkeypatch):
+    """And the key that the endpoint takes stands in nothing that is written."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-mine")
     answer = "Sure! " + json.dumps({"boxes": BOXES, "front_to_back": list(BOXES)})
     endpoint.replies = [(200, completion("no idea")), (200, completion(answer))]
     more = ["--layout", "llm", "--llm_url", endpoint.url, "--llm_model", "any"]
     run(sdxl_backbone, tmp_path, *more)
     assert len(endpoint.questions) == 2 and PROMPT in endpoint.questions[0]
+    assert endpoint.requests[0]["key"] == "Bearer secret-of-mine"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if b"secret-of-mine" in path.read_bytes()]
     line = json.loads((tmp_path / "pictures.jsonl").read_text().splitlines()[2])
     assert line["start"]["boxes"] == list(BOXES.values())
     run(sdxl_backbone, tmp_path, *more)  # and kept: the endpoint has no third reply

@@ -20,6 +20,7 @@ from mudi.lora import KOHYA_WEIGHTS_NAME, WEIGHTS_NAME
 from mudi.training.checkpoints import checkpoints, damage
 
 MANY_KILLS = 8
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 PUBLISHED = {
     "unet": """
@@ -48,16 +49,27 @@ def offline(**more: str) -> dict[str, str]:
 
 
 def test_the_published_command_runs_from_any_folder_and_its_lora_loads_afresh(backbone, tmp_path):
-    """`--gradient_checkpoint`, the published abbreviation, and wandb offline included."""
+    """`--gradient_checkpoint`, the published abbreviation, and wandb offline included.
+
+    And nothing that it writes holds what its environment keeps secret.
+    """
     out, base = tmp_path / "out", backbone.base
     words = PUBLISHED[backbone.denoiser].format(data=EXAMPLE, base=base, out=out).split()
     words.append("--validation_prompt=a photo of a olis robot and a hta teddy bear")
     words += ["--num_validation_inference_steps=1", "--num_validation_images=1"]
+    words += ["--report_to=all", "--checkpointing_steps=2"]  # more to search for secrets
+    secrets = {name: f"secret-of-{name}" for name in SECRETS}
     script = str(backbone.script.__file__)
-    subprocess.run([*LAUNCH, script, *words], cwd=tmp_path, env=offline(), check=True)
+    subprocess.run([*LAUNCH, script, *words], cwd=tmp_path, env=offline(**secrets), check=True)
     arguments = json.loads((out / "run_arguments.json").read_text())
     assert arguments["gradient_checkpointing"] is True
-    assert list(out.glob("wandb/offline-run-*/*.wandb"))
+    [wandb_log] = out.glob("wandb/offline-run-*/*.wandb")
+    assert (
+        f"--output_dir={out}".encode() in wandb_log.read_bytes()
+    )  # so arguments can be read in it
+    assert list(out.glob("logs/*/events*")) and (out / "checkpoint-2/optimizer.bin").is_file()
+    written = [path for path in out.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path for path in written if b"secret-of-" in path.read_bytes()] == []
 
     fresh = f"""
 import torch

@@ -48,6 +48,12 @@ def test_a_failure_is_told_in_one_line(endpoint: Endpoint, status: int, body: An
     assert len(endpoint.questions) == 1
 
 
+def test_a_server_that_repeats_the_key_is_not_repeated(endpoint: Endpoint):
+    endpoint.replies = [(401, {"error": {"message": "wrong key abc-123"}})]
+    with pytest.raises(LlmError, match=r"wrong key \*\*\*"):
+        ask(endpoint.url, "tiny", "How are you?", api_key="abc-123")
+
+
 def test_a_silent_server_is_left_after_the_timeout(endpoint: Endpoint):
     with pytest.raises(LlmError, match=r"no answer from tiny in 0.2 s"):
         ask(endpoint.url, "tiny", "How are you?", timeout=0.2)

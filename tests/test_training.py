@@ -228,14 +228,11 @@ class HubStandIn:
 
     calls: list = []  # noqa: RUF012
 
-    def __init__(self, token=None):
-        self.token = token
-
     def whoami(self):
         return {"name": "somebody"}
 
     def create_repo(self, repository, exist_ok):
-        self.calls.append(("create", self.token, repository, exist_ok))
+        self.calls.append(("create", repository, exist_ok))
         return type("Repo", (), {"repo_id": f"somebody/{repository}"})
 
     def upload_folder(self, **what):
@@ -243,16 +240,14 @@ class HubStandIn:
         return type("Commit", (), {"commit_url": "https://hub/commit"})
 
 
-def test_the_result_is_uploaded_without_states_logs_and_token(backbone, tmp_path, monkeypatch):
+def test_the_result_is_uploaded_without_states_and_logs(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "HfApi", HubStandIn)
-    more = "--push_to_hub --logging_dir mylogs --hub_token secret --max_train_steps 1"
+    more = "--push_to_hub --logging_dir mylogs --max_train_steps 1"
     out = backbone.train(tmp_path / "my-pair", more)
     create, upload = HubStandIn.calls[-2:]
-    assert create == ("create", "secret", "my-pair", True)
+    assert create == ("create", "my-pair", True)
     assert (upload[1]["repo_id"], upload[1]["folder_path"]) == ("somebody/my-pair", out)
     assert {"checkpoint-*/**", "mylogs/**"} <= set(upload[1]["ignore_patterns"])
-    written = [p for p in out.rglob("*") if p.suffix in (".json", ".md", ".yml")]
-    assert written and not any("secret" in p.read_text() for p in written)
 
 
 def test_an_upload_that_cannot_work_is_told_at_the_start(backbone, tmp_path, monkeypatch):

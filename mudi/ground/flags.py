@@ -48,10 +48,12 @@ class BooleanFlag(argparse.BooleanOptionalAction):
 
 
 class RefusedFlag(argparse.Action):
-    """A flag of the original that is an error here; its `const` says why and what to use."""
+    """A flag of the original that is an error here; its `const` says why and what to use.
+
+    Its value is not kept, as it may be a secret.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, values)
         namespace.refused = [*namespace.refused, f"{self.option_strings[0]}: {self.const}"]
 
 

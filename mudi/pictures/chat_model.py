@@ -11,6 +11,7 @@ from mudi.layouts import Layout, LayoutError
 
 TIMEOUT = 60.0  # s
 ATTEMPTS = 3
+NO_KEY = "none"
 
 
 class LlmError(SetupError):
@@ -36,7 +37,7 @@ def ask(
         import openai
     except ImportError as error:
         raise LlmError('the package openai is missing; pip install -e ".[llm]"') from error
-    key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+    key = api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY
     try:
         client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
         completion = client.chat.completions.create(
@@ -47,7 +48,8 @@ def ask(
     except openai.APIConnectionError as error:
         raise LlmError(f"{url}: no connection ({_line(error.__cause__)})") from error
     except openai.OpenAIError as error:
-        raise LlmError(f"{url} refused: {_line(error)}") from error
+        told = _line(error) if key == NO_KEY else _line(error).replace(key, "***")
+        raise LlmError(f"{url} refused: {told}") from error
     except json.JSONDecodeError as error:
         raise LlmError(f"{url} did not answer in JSON; is it the API's base URL?") from error
     return _content(completion, url, model)

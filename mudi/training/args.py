@@ -10,6 +10,10 @@ from mudi.ground.flags import BooleanFlag, RefusedFlag
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
 TRACKERS = ("tensorboard", "wandb")
+NO_TOKENS = (
+    "arguments are seen by process lists, launchers and trackers: set HF_TOKEN or run "
+    "`hf auth login`, and revoke this token"
+)
 PRIOR_POINTER = (
     "training does not sample class pictures; make them once with "
     'generate_prior.py --gen_class a="<class>" b="<class>" --out_dir DIR, '
@@ -278,13 +282,13 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--logging_dir", default="logs", help="tracker files, inside --output_dir")
     group.add_argument("--wandb_name", help="name of the run in Weights & Biases")
     group.add_argument("--push_to_hub", action="store_true", help="upload the result at the end")
-    group.add_argument("--hub_token", help="token to upload with; unset: the one logged in with")
     group.add_argument("--hub_model_id", help="repository; unset: the name of --output_dir")
 
 
 def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("refused, with what to use instead")
     refused: list[tuple[str, type, Any, str]] = [
+        ("--hub_token", str, None, NO_TOKENS),
         ("--dataset_name", str, None, NO_DATASETS),
         ("--dataset_config_name", str, None, NO_DATASETS),
         ("--class_prompt", str, None, PRIOR_POINTER),

@@ -33,9 +33,9 @@ def check_login(args: argparse.Namespace) -> list[str]:
     if not args.push_to_hub:
         return []
     try:
-        HfApi(token=args.hub_token).whoami()
+        HfApi().whoami()
     except LocalTokenNotFoundError:
-        return ["--push_to_hub: not logged in; run `hf auth login` or pass --hub_token"]
+        return ["--push_to_hub: not logged in; run `hf auth login` or set HF_TOKEN"]
     except (HfHubHTTPError, OSError) as error:
         return [f"--push_to_hub: the hub does not accept the login ({first_line(error)})"]
     return []
@@ -120,7 +120,7 @@ def finish(
 
 def push(folder: Path, args: argparse.Namespace) -> str:
     """Upload the results (not the resumable states and logs); return the commit's address."""
-    api = HfApi(token=args.hub_token)
+    api = HfApi()
     repository = api.create_repo(repository_name(args), exist_ok=True).repo_id
     commit = api.upload_folder(
         repo_id=repository,

@@ -35,7 +35,6 @@ OPTIMIZER_NAME, SCALER_NAME, RANDOM_NAME = "optimizer.bin", "scaler.pt", "random
 # What an optimizer's groups hold of the way that it has gone; all else in them are flags
 PROGRESS = "d d_max d_numerator d_denom d_hat k".split()  # of prodigy
 ARGUMENTS_NAME = "run_arguments.json"
-SECRETS = ("hub_token",)  # arguments that are never written or logged
 
 logger = get_logger("mudi")
 
@@ -232,6 +231,5 @@ def save_results(
 
 
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the run's arguments without secrets and bookkeeping."""
-    hidden = (*SECRETS, "refused")
-    return {key: value for key, value in vars(args).items() if key not in hidden}
+    """Return the run's arguments without bookkeeping; none of them is a secret."""
+    return {key: value for key, value in vars(args).items() if key != "refused"}
