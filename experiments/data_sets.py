@@ -11,7 +11,7 @@ import generate_prior
 from detect_and_compare.detect import FOREGROUND, OWLV2
 from experiments.plan import DataSet
 from mini import subjects as miniature
-from mudi.ground.files import finish_folder, temporary_folder, write_records
+from mudi.ground.files import new_folder, write_records
 from mudi.masks.folder import METADATA
 from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects
 
@@ -86,13 +86,12 @@ def _deal(classes: Path, data_set: DataSet, folder: Path) -> None:
     """Copy a data set's class pictures into a folder of its own, under its subjects' ids."""
     made = load_subjects(classes, PRIOR_FILENAME)
     lines: list[dict] = [{"id": data_set.nouns}]
-    temporary = temporary_folder(folder)
-    for subject, noun in data_set.nouns.items():
-        for photo in made.photos_of(_key(noun)):
-            names = {"file_name": photo.image, "mask_path": photo.mask}
-            files = {key: f"{subject}_{path.name}" for key, path in names.items()}
-            for key, path in names.items():
-                shutil.copyfile(path, temporary / files[key])
-            lines.append({"id": subject, **files, "text": photo.caption})
-    write_records(temporary / PRIOR_FILENAME, lines)
-    finish_folder(folder)
+    with new_folder(folder) as temporary:
+        for subject, noun in data_set.nouns.items():
+            for photo in made.photos_of(_key(noun)):
+                names = {"file_name": photo.image, "mask_path": photo.mask}
+                files = {key: f"{subject}_{path.name}" for key, path in names.items()}
+                for key, path in names.items():
+                    shutil.copyfile(path, temporary / files[key])
+                lines.append({"id": subject, **files, "text": photo.caption})
+        write_records(temporary / PRIOR_FILENAME, lines)

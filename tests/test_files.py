@@ -1,5 +1,8 @@
+import errno
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -269,3 +272,52 @@ def test_differences_of_settings_are_told_one_by_one(output):
         "rank was 4 and is 8",
         "seed was None and is 1",
     ]
+
+
+# What the place allows
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_folders_need_not_be_synced_but_files_must(tmp_path, monkeypatch, number):
+    """As on network shares and under WSL."""
+    fsync, synced = os.fsync, []
+
+    def of_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+        synced.append(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    write_text(tmp_path / "a.json", "new")
+    write_folder(tmp_path / "folder", "new")
+    assert (tmp_path / "a.json").read_text() == "new" and len(synced) == 3
+    assert content(tmp_path / "folder") == ["new", "new"]
+
+    def of_nothing(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", of_nothing)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        write_text(tmp_path / "a.json", "newer")
+    assert (tmp_path / "a.json").read_text() == "new"
+
+
+def test_a_folder_whose_disk_fails_is_an_error(tmp_path, monkeypatch):
+    def fails(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "a.json", "new")
+
+
+def test_clean_up_leaves_other_runs_folders_alone(tmp_path):
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "validation").mkdir()
+    for place in (tmp_path, tmp_path / "pair", tmp_path / "validation"):
+        (place / f"{TEMPORARY}a.json").touch()
+    clean_up(tmp_path, "validation")
+    assert names(tmp_path) == ["pair", "validation"] and names(tmp_path / "validation") == []
+    assert names(tmp_path / "pair") == [f"{TEMPORARY}a.json"]

@@ -1,5 +1,6 @@
 """What ends a program with lines for its user, not with a traceback."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ from typing import ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
 
 
 class SetupError(ValueError):
@@ -19,7 +23,10 @@ class RefusedError(SetupError):
 
 
 def program(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Decorate a script's main: a `SetupError` ends it with the message and exit code 1."""
+    """Decorate a script's main: a `SetupError` ends it with the message and exit code 1.
+
+    So does a full disk, whoever wrote to it.
+    """
 
     @wraps(main)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -30,6 +37,13 @@ def program(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             raise SystemExit(str(error) if is_first else 1) from error
         except SetupError as error:
             raise SystemExit(str(error)) from error
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            place = error.filename or "a file (of a tracker, say)"
+            raise SystemExit(
+                f"{place}: {error.strerror}. Make room, then give the command again"
+            ) from error
 
     return run
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from mudi.ground.files import write_text
+from mudi.ground.files import room_for, write_text
 
 Item = TypeVar("Item")
 
@@ -69,8 +69,9 @@ class Journal:
     def add(self, record: dict[str, Any]) -> None:
         """Note a finished piece; it is on its way to the disk when this returns."""
         self.done[record[self._key]] = record
-        with self._part.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        line = _line(record).encode()
+        with room_for(self._part, wanted=len(line)), self._part.open("ab") as file:
+            file.write(line)
 
     def finish(self, order: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Write the whole file and return its records, those that order names first, in its order.

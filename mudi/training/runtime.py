@@ -193,7 +193,7 @@ def plan_run(accelerator: Accelerator, args: argparse.Namespace, subjects: Subje
     """
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process and output_dir.is_dir():
-        clean_up(output_dir)
+        clean_up(output_dir, "validation")
     accelerator.wait_for_everyone()
     resume = _find_resume(args, output_dir)
     if args.seed is None and resume is not None:

@@ -18,7 +18,15 @@ from safetensors import SafetensorError
 
 from mudi import lora
 from mudi.ground.errors import SetupError, first_line
-from mudi.ground.files import TEMPORARY, finish_folder, remove_folder, temporary_folder, write_text
+from mudi.ground.files import (
+    TEMPORARY,
+    finish_folder,
+    new_folder,
+    remove_folder,
+    room_for,
+    temporary_folder,
+    write_text,
+)
 from mudi.ground.flags import differences
 from mudi.training.checkpoints import (
     STATE_NAME,
@@ -177,17 +185,19 @@ def save_checkpoint(
         record: what the checkpoint is to say of its run: its id and settings.
     """
     folder = output_dir / f"checkpoint-{step}"
-    if accelerator.is_main_process:
-        temporary_folder(folder)
-    accelerator.wait_for_everyone()
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
+    with room_for(folder, temporary if accelerator.is_main_process else None):
+        if accelerator.is_main_process:
+            temporary_folder(folder)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            state = json.dumps({"step": step, **record}, indent=2)
+            (temporary / STATE_NAME).write_text(state, encoding="utf-8")
+            write_digests(temporary)
+            finish_folder(folder)
     if accelerator.is_main_process:
-        state = json.dumps({"step": step, **record}, indent=2)
-        (temporary / STATE_NAME).write_text(state, encoding="utf-8")
-        write_digests(temporary)
-        finish_folder(folder)
         for old in beyond_limit(output_dir, folder, limit):
             remove_folder(old)
     accelerator.wait_for_everyone()
@@ -204,9 +214,8 @@ def save_if_due(
     """Write save-<step> and checkpoint-<step> at the steps that the flags name."""
     output_dir = Path(args.output_dir)
     if step % args.save_steps == 0 and accelerator.is_main_process:
-        folder = output_dir / f"save-{step}"
-        save_results(temporary_folder(folder), args, pipeline_class, models)
-        finish_folder(folder)
+        with new_folder(output_dir / f"save-{step}") as folder:
+            save_results(folder, args, pipeline_class, models)
     if step % args.checkpointing_steps == 0:
         save_checkpoint(accelerator, output_dir, step, record, args.checkpoints_total_limit)
 
