@@ -19,6 +19,7 @@ from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
 from mudi.ground.flags import id_table
+from mudi.ground.locks import hold
 from mudi.masks import segment
 from mudi.masks.folder import (
     METADATA,
@@ -96,6 +97,7 @@ def main(args: argparse.Namespace) -> None:
         problems += name_complaints(folder, queries, names)
     refuse(problems)
 
+    hold(folder)
     models = load_models(
         args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, args.device
     )

@@ -30,6 +30,7 @@ from mudi.backbones.table import SDXL
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
 from mudi.ground.flags import id_table
+from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.masks import segment
 from mudi.masks.folder import (
@@ -111,6 +112,7 @@ def main(args: argparse.Namespace) -> None:
     refuse(problems)
 
     state = join_processes()
+    hold(out_dir, state)
     journal = Journal(out_dir / LOG, "file_name", state)
     jobs = [
         Job(subject, noun, queries[subject], index)

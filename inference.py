@@ -32,6 +32,7 @@ from mudi.backbones.table import FLUX, SDXL
 from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import replace_file, write_image, write_text
 from mudi.ground.flags import differences
+from mudi.ground.locks import hold
 from mudi.ground.lora_names import lora_path
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
@@ -161,6 +162,7 @@ def main(args: argparse.Namespace) -> None:
         gamma = plain_gamma(args, ids)
 
     state = join_processes()
+    hold(args.output_dir, state)
     layouts: list[Layout | None] = [None] * len(prompts)
     if subjects and args.layout != RANDOM:
         layouts = read_layouts(args, prompts, subjects, state)

@@ -120,8 +120,6 @@ def script_words(
 ) -> list[str]:
     """Return the training script's command line but for the base and the number of steps."""
     words = [*SETTINGS[args.family, args.size].split(), *ALWAYS.split(), *flags.split()]
-    if device.type == "cpu":
-        words.append("--mixed_precision=no")  # the script would go by the GPU it sees
     words += [f"--instance_data_dir={data}", f"--output_dir={output}"]
     return [*words, f"--dataloader_num_workers={args.workers}", *args.script_flags]
 

@@ -47,6 +47,7 @@ from detect_and_compare.text import ClipText
 from mudi.ground.errors import RefusedError, program, refuse
 from mudi.ground.files import unwritable, write_text
 from mudi.ground.flags import DTYPES, differences, id_table
+from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import ImageError
 from mudi.metadata import MetadataError
@@ -131,6 +132,7 @@ def main(args: argparse.Namespace) -> None:
     refuse(problems)
 
     state = join_processes()
+    hold(args.output, state)
     for subject, query in settings["queries"].items():
         state.print(f'{subject}: looking for "{query}"')
     with state.local_main_process_first():  # fetches what the others then find on the disk

@@ -3,12 +3,15 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+_at_end: ContextVar[ExitStack] = ContextVar("at_end")
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
@@ -25,13 +28,14 @@ class RefusedError(SetupError):
 def program(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Decorate a script's main: a `SetupError` ends it with the message and exit code 1.
 
-    So does a full disk, whoever wrote to it.
+    So does a full disk, whoever wrote to it. What `at_end` returns is closed at the end.
     """
 
     @wraps(main)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
-            return main(*args, **kwargs)
+            with ExitStack() as held, _as_end(held):
+                return main(*args, **kwargs)
         except RefusedError as error:
             is_first = int(os.environ.get("LOCAL_RANK", "0")) <= 0
             raise SystemExit(str(error) if is_first else 1) from error
@@ -46,6 +50,20 @@ def program(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             ) from error
 
     return run
+
+
+@contextmanager
+def _as_end(held: ExitStack) -> Iterator[None]:
+    token = _at_end.set(held)
+    try:
+        yield
+    finally:
+        _at_end.reset(token)
+
+
+def at_end() -> ExitStack:
+    """Return what takes the things that the program which is running holds until it ends."""
+    return _at_end.get()
 
 
 def first_line(error: BaseException) -> str:

@@ -33,6 +33,7 @@ from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import clean_up, write_image
 from mudi.ground.flags import differences
+from mudi.ground.locks import hold
 from mudi.metadata import Subjects
 from mudi.segmix import SegMixStyle
 from mudi.training.args import CACHED_CROPS, resolve_mixed_precision, trackers
@@ -86,6 +87,7 @@ def set_up(
     """
     data = load_data(args, backbone.style, [*complaints, *check_login(args)])
     accelerator = make_accelerator(args, backbone.precision)
+    hold(Path(args.output_dir), accelerator)
     plan = plan_run(accelerator, args, data.subjects)
     if args.segmix_pool:
         _tell_use(args, plan)
