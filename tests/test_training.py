@@ -40,7 +40,7 @@ def test_a_run_leaves_everything_that_it_promises(run_once):
     assert [p.name for p in (run_once / "validation").iterdir()] == ["validation-000004-0.png"]
     arguments = json.loads((run_once / "run_arguments.json").read_text())
     assert (arguments["rank"], arguments["seed"], arguments["dco_beta"]) == (2, 7, 1000.0)
-    assert "hub_token" not in arguments
+    assert arguments["hub_token"] is None
     card = (run_once / "README.md").read_text()
     assert "olis robot" in card and "load_lora_weights" in card
     assert list((run_once / "logs").rglob("events.out.tfevents.*"))
