@@ -18,7 +18,7 @@ import torch
 from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
-from mudi.ground.flags import id_table
+from mudi.ground.flags import Parser, id_table
 from mudi.ground.locks import hold
 from mudi.masks import segment
 from mudi.masks.folder import (
@@ -36,9 +36,7 @@ from mudi.masks.making import Masker, make_masks, result_sheet
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instance_data_dir", type=Path, required=True, help="folder of photos")
     parser.add_argument(
         "--query",

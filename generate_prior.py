@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from mudi.backbones.table import SDXL
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
-from mudi.ground.flags import id_table
+from mudi.ground.flags import Parser, id_table
 from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.masks import segment
@@ -68,9 +68,7 @@ GENERATED_THRESHOLD = 0.4  # MuDI's, for generated pictures
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--gen_class", nargs="+", required=True, help="the class, or ID=CLASS for several")
     flag("--id", help=f"the subject's id where --gen_class is one class ({DEFAULT_ID})")

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from mudi.backbones.table import FLUX, SDXL
 from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import replace_file, write_image, write_text
-from mudi.ground.flags import differences
+from mudi.ground.flags import Parser, differences
 from mudi.ground.locks import hold
 from mudi.ground.lora_names import lora_path
 from mudi.ground.work import Journal, join_processes, share
@@ -95,9 +95,7 @@ class Job:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_pipeline_flags(parser, base=None)
     flag = parser.add_argument
     flag("--lora", nargs="+", default=[], help="LoRA files, folders of training runs, or hub ids")

@@ -46,7 +46,7 @@ from detect_and_compare.score import Norm
 from detect_and_compare.text import ClipText
 from mudi.ground.errors import RefusedError, program, refuse
 from mudi.ground.files import unwritable, write_text
-from mudi.ground.flags import DTYPES, differences, id_table
+from mudi.ground.flags import DTYPES, Parser, differences, id_table
 from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import ImageError
@@ -58,7 +58,7 @@ NORMS: dict[str, Norm] = {"2": 2, "fro": "fro"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m detect_and_compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

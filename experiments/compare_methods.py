@@ -57,7 +57,7 @@ from mini.subjects import SETS
 from mudi.backbones.table import SDXL
 from mudi.ground.errors import first_line, program, refuse
 from mudi.ground.files import write_image, write_records, write_text
-from mudi.ground.flags import DTYPES, MODEL_INDEX, differences, model_folder_complaints
+from mudi.ground.flags import DTYPES, MODEL_INDEX, Parser, differences, model_folder_complaints
 from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
@@ -86,7 +86,7 @@ SHEET_TILE = 128  # px
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.compare_methods",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

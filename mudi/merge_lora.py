@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mudi import lora
 from mudi.ground.errors import SetupError, program, refuse
+from mudi.ground.flags import Parser
 from mudi.ground.lora_names import LoraFileError, LoraOutline, outline
 
 PIPELINES = {"StableDiffusionXL": StableDiffusionXLPipeline, "Flux": FluxPipeline}
@@ -91,9 +92,7 @@ def read_outlines(paths: Sequence[Path], problems: list[str]) -> list[LoraOutlin
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "loras", nargs="+", type=Path, help="LoRA files in diffusers' key names, or run folders"
     )

@@ -14,14 +14,13 @@ from mudi.backbones.table import BACKBONES
 from mudi.data import SampleOptions, SegMixDataset, collage_sheet
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image
+from mudi.ground.flags import Parser
 from mudi.metadata import MetadataError, load_subjects
 from mudi.training.args import MIXES, subject_scales
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instance_data_dir", required=True, help="folder with metadata.jsonl")
     parser.add_argument("--output", type=Path, required=True, help="PNG to write")
     parser.add_argument("--style", choices=BACKBONES, default="sdxl", help="whose Seg-Mix")

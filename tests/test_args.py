@@ -144,6 +144,7 @@ BETAS = "adam_beta1 adam_beta2 prodigy_beta3".split()
         ("relative_scale", "1.5", "must be between -1 and 1"),
         ("relative_scale", "-1.5", "must be between -1 and 1"),
         ("segmix_num_subjects", "1", "must be 2 or more"),
+        ("seed", "4294967296", "must be 4294967295 or less"),
         ("resolution", "100", "must be a multiple of 8"),
         ("resolution", "0", "must be a multiple of 8"),
     ],
@@ -164,6 +165,7 @@ def test_a_number_out_of_range_is_told(flag, value, range_):
         "--relative_scale 1",
         "--rank 1",
         "--lr_warmup_steps 0",
+        "--seed 4294967295",
         "--resolution 8",
         "--segmix_num_subjects 3",
     ],
@@ -237,6 +239,23 @@ def test_trackers_are_split():
     assert trackers("none") == []
     assert trackers("all") == ["tensorboard", "wandb"]
     assert trackers("wandb,tensorboard") == ["wandb", "tensorboard"]
+    assert trackers(" tensorboard , wandb") == ["tensorboard", "wandb"]
+    assert trackers(" all ") == ["tensorboard", "wandb"] and trackers("none ") == []
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = parse("--output_dir=~/out --cache_dir ~ --validation_prompt=~x --revision=a/~/b")
+    assert (args.output_dir, args.cache_dir) == ("/home/me/out", "/home/me")
+    assert (args.validation_prompt, args.revision) == ("~x", "a/~/b")
+
+
+def test_half_an_emoji_and_bytes_that_are_no_text_are_told():
+    args = parse()
+    args.validation_prompt, args.output_dir = "a \ud83d dog", "out\udcff"
+    told = check_args(args, SDXL)
+    for what in (r"--output_dir out\udcff", r"--validation_prompt a \ud83d dog"):
+        assert f"{what}: not Unicode text; is the command's encoding UTF-8?" in told
 
 
 @pytest.mark.parametrize("name", ["/nowhere/sdxl", "./sdxl", "sdxl", "a/b/c"])

@@ -13,6 +13,7 @@ from endpoint import completion
 from helpers import ROOT
 from notebooks import count_pictures, execute
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_launch import LAUNCH, offline
 from training import EXAMPLE, reset_accelerate
 
@@ -214,6 +215,43 @@ def test_two_processes_make_the_same_pictures(made, backbone, tmp_path):
     assert b"| 2/2" in told and b"| 3/3" not in told  # the first one's share of three
     assert largest_difference(pictures(tmp_path).values(), pictures(made).values()) <= 1
     assert (tmp_path / "pictures.jsonl").read_text() == (made / "pictures.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["noise", "another model", "another shape", "strange names"])
+def test_a_lora_that_cannot_be_loaded_is_one_line(backbone, run_once, tmp_path, kind):
+    """Readers raise RuntimeError, AssertionError and others of their own."""
+    file = tmp_path / "lora.safetensors"
+    state = load_file(run_once / "pytorch_lora_weights.safetensors")
+    if kind == "another model":
+        state = {name.replace("attn", "nowhere"): value for name, value in state.items()}
+    if kind == "another shape":
+        state = {name: torch.cat([value, value], 1) for name, value in state.items()}
+    if kind == "strange names":
+        state = {f"lora_unet_{i}.lora_down.weight": v for i, v in enumerate(state.values())}
+    save_file(state, file)
+    if kind == "noise":
+        file.write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(SystemExit) as stopped:
+        run(backbone, tmp_path / "out", "--lora", str(file))
+    assert str(file) in str(stopped.value) and len(str(stopped.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("seed", [2**63 - 3, 2**63, 2**70, -(2**63) - 1])
+def test_a_seed_beyond_64_bits_is_told(sdxl_backbone, tmp_path, seed):
+    told = rf"--seed {seed}: picture k has seed \+ k, which must fit into 64 bits"
+    with pytest.raises(SystemExit, match=told):
+        run(sdxl_backbone, tmp_path, f"--seed={seed}")
+
+
+def test_half_an_emoji_in_a_prompt_is_told(sdxl_backbone, tmp_path):
+    with pytest.raises(SystemExit, match=r"--prompt a \\ud83d dog: not Unicode text"):
+        run(sdxl_backbone, tmp_path, prompt="a \ud83d dog")
+
+
+def test_the_largest_seed_makes_pictures(sdxl_backbone, tmp_path):
+    run(sdxl_backbone, tmp_path, f"--seed={2**63 - 2}", "--num_images=1")
+    line = json.loads((tmp_path / "pictures.jsonl").read_text())
+    assert line["seed"] == 2**63 - 2
 
 
 def test_loras_work_together_and_scale_0_is_the_base(backbone, run_once, tmp_path):

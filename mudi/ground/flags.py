@@ -31,6 +31,37 @@ def model_folder_complaints(flag: str, name: str, index: str) -> list[str]:
     return []
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes `~/` at the beginning of any value for the home folder, as shells do not after "="."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        given, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(given).items():
+            setattr(given, name, _from_home(value))
+        return given, rest
+
+
+def _from_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_home(part) for part in value]
+    if isinstance(value, str | Path) and (str(value) == "~" or str(value).startswith("~/")):
+        return type(value)(Path(value).expanduser())
+    return value
+
+
+def text_complaints(args: argparse.Namespace) -> list[str]:
+    """Complain about texts that no file can hold: bytes that are no UTF-8, half an emoji."""
+    found = []
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            try:
+                str(text).encode()
+            except UnicodeEncodeError:
+                told = str(text).encode(errors="backslashreplace").decode()
+                found.append(f"--{name} {told}: not Unicode text; is the command's encoding UTF-8?")
+    return found
+
+
 class BooleanFlag(argparse.BooleanOptionalAction):
     """--flag and --no-flag, and also `--flag True` and `--flag False` as older commands write."""
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from mudi.backbones.table import Backbone, backbone_of
 from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, loading
-from mudi.ground.flags import DTYPES, MODEL_INDEX, model_folder_complaints
+from mudi.ground.flags import DTYPES, MODEL_INDEX, model_folder_complaints, text_complaints
 
 BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model_name_or_path"
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -36,7 +36,8 @@ def add_pipeline_flags(parser: argparse.ArgumentParser, base: str | None) -> Non
 
 def pipeline_complaints(args: argparse.Namespace) -> list[str]:
     """Say what is wrong with the flags that can be seen without loading anything."""
-    found = model_folder_complaints(BASE_FLAG, args.pretrained_model_name_or_path, MODEL_INDEX)
+    found = text_complaints(args)
+    found += model_folder_complaints(BASE_FLAG, args.pretrained_model_name_or_path, MODEL_INDEX)
     if args.pretrained_vae_model_name_or_path:
         vae = args.pretrained_vae_model_name_or_path
         found += model_folder_complaints(VAE_FLAG, vae, "config.json")

@@ -24,10 +24,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mudi.backbones.table import backbone_of
-from mudi.ground.errors import SetupError
+from mudi.ground.errors import SetupError, first_line
 from mudi.ground.sheets import COLOURS, contact_sheet
 from mudi.images import load_mask, load_rgb
 from mudi.init_noise import (
@@ -54,6 +55,17 @@ SCHEDULERS: dict[str, Any] = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+# What diffusers' and PEFT's readers raise at a LoRA that is broken, or of another model
+LORA_ERRORS = (
+    OSError,
+    SafetensorError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 KEPT_CUTOUTS = 32  # a 12-megapixel photo's can take 50 MB
 
 
@@ -291,12 +303,15 @@ def load_loras(pipeline: DiffusionPipeline, paths: Sequence[str], scales: Sequen
         paths: files, folders of training runs, or hub ids.
 
     Raises:
-        OSError, ValueError: one can't be loaded.
+        SamplingError: one can't be loaded.
     """
     used = [(path, scale) for path, scale in zip(paths, scales, strict=True) if scale != 0]
     names = [f"lora_{i}" for i in range(len(used))]
     for name, (path, _) in zip(names, used, strict=True):
-        pipeline.load_lora_weights(path, adapter_name=name)
+        try:
+            pipeline.load_lora_weights(path, adapter_name=name)
+        except LORA_ERRORS as error:
+            raise SamplingError(f"the LoRA {path} can't be loaded: {first_line(error)}") from error
     if used:
         pipeline.set_adapters(names, [scale for _, scale in used])
 

@@ -12,6 +12,8 @@ from mudi.metadata import MetadataError, Subjects, load_subjects
 from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
 from mudi.texts import folded
 
+MAX_SEED = 2**63 - 1  # torch's
+
 SIZE_UNIT = 8  # px; no stock pipeline takes other sizes
 SIGNAL_UNIT = "x"  # ends a --gamma that counts in the scheduler's own signal at the first step
 RANDOM, LLM = "random", "llm"  # values of --layout that are no file
@@ -40,6 +42,8 @@ def number_complaints(args: argparse.Namespace) -> list[str]:
         for name in ("num_images", "steps", "batch_size", "resolution", "height", "width")
         if getattr(args, name) is not None and getattr(args, name) < 1
     ]
+    if not -MAX_SEED <= args.seed <= MAX_SEED - args.num_images:
+        found.append(f"--seed {args.seed}: picture k has seed + k, which must fit into 64 bits")
     if args.lora_scale and len(args.lora_scale) != len(args.lora):
         found.append(f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs")
     if args.scales and args.layout != RANDOM:

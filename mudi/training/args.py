@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mudi.ground.flags import BooleanFlag, RefusedFlag
+from mudi.ground.flags import BooleanFlag, Parser, RefusedFlag
 
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
@@ -27,9 +27,7 @@ NO_DATASETS = (
 
 def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Return a parser with all shared flags; `defaults` are the script's own."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.set_defaults(refused=[])
     _add_model_flags(parser)
     _add_data_flags(parser)
@@ -177,7 +175,7 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--seed", type=int, help="seed of everything random; unset: a new one")
+    group.add_argument("--seed", type=int, help="of all chance, below 2^32; unset: a new one")
     group.add_argument("--train_batch_size", type=int, default=4, help="photos a process and pass")
     group.add_argument(
         "--gradient_accumulation_steps", type=int, default=1, help="passes an optimizer step"
@@ -216,7 +214,7 @@ def _add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scale_lr",
         action="store_true",
-        help="multiply the rates by accumulation, batch size and number of processes",
+        help="multiply --learning_rate by accumulation, batch size and number of processes",
     )
     group.add_argument(
         "--lr_scheduler",
@@ -265,7 +263,9 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--validation_prompt", help="prompt of the images made while training")
     group.add_argument("--num_validation_images", type=int, default=4, help="images each time")
-    group.add_argument("--validation_epochs", type=int, default=50, help="epochs between images")
+    group.add_argument(
+        "--validation_epochs", type=int, default=50, help="epochs between images, from the first on"
+    )
     group.add_argument(
         "--num_validation_inference_steps", type=int, default=25, help="sampler steps an image"
     )
@@ -305,10 +305,11 @@ def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def trackers(report_to: str) -> list[str]:
-    """Split --report_to into tracker names."""
+    """Split --report_to into tracker names; blanks between them do no harm."""
+    report_to = report_to.strip()
     if report_to == "none":
         return []
-    return list(TRACKERS) if report_to == "all" else report_to.split(",")
+    return list(TRACKERS) if report_to == "all" else [word.strip() for word in report_to.split(",")]
 
 
 def subject_scales(args: argparse.Namespace, names: dict[str, str]) -> dict[str, float] | None:

@@ -17,7 +17,7 @@ from mudi import segmix
 from mudi.backbones.table import Backbone
 from mudi.ground.errors import SetupError, refuse
 from mudi.ground.files import unwritable
-from mudi.ground.flags import MODEL_INDEX, model_folder_complaints
+from mudi.ground.flags import MODEL_INDEX, model_folder_complaints, text_complaints
 from mudi.ground.lora_names import LoraFileError, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
@@ -25,6 +25,7 @@ from mudi.training.args import NO_DATASETS, PRIOR_POINTER, TRACKERS, subject_sca
 from mudi.training.checkpoints import other_runs, resolve_resume
 
 DEFAULT_CAPTION_KEY = "text"
+MAX_SEED = 2**32 - 1  # numpy's
 MAX_PROMPTS = 2000  # each is encoded once and kept; SDXL's take 0.3 MB apiece in half precision
 
 logger = logging.getLogger("mudi")
@@ -47,6 +48,7 @@ def check_args(args: argparse.Namespace, backbone: Backbone) -> list[str]:
     """
     return [
         *args.refused,
+        *text_complaints(args),
         *_number_complaints(args),
         *_model_complaints(args, backbone),
         *_start_complaints(args, backbone),
@@ -82,6 +84,8 @@ def _number_complaints(args: argparse.Namespace) -> list[str]:
     for name in ("adam_beta1", "adam_beta2", "prodigy_beta3"):
         if value(name) is not None and not 0 <= value(name) < 1:
             found.append(f"--{name} {value(name)}: must be 0 or more and below 1")
+    if args.seed is not None and args.seed > MAX_SEED:
+        found.append(f"--seed {args.seed}: must be {MAX_SEED} or less")
     if args.segmix_num_subjects < 2:
         found.append(f"--segmix_num_subjects {args.segmix_num_subjects}: must be 2 or more")
     return found
