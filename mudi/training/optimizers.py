@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from mudi.denoising import Models
-from mudi.training.runtime import Plan
+from mudi.training.planning import Plan
 from mudi.training.saving import keep_in_checkpoints, remove_overwritten, restore
 
 logger = get_logger("mudi")
@@ -86,7 +86,7 @@ def make_optimizer(
         scale = args.gradient_accumulation_steps * args.train_batch_size * num_processes
     prodigy = args.optimizer.lower() == "prodigy"
     # Prodigy finds its own rate; two different ones confuse it
-    text_encoder_lr = args.learning_rate if prodigy else args.text_encoder_lr
+    text_encoder_lr = args.learning_rate * scale if prodigy else args.text_encoder_lr
     groups = [
         {
             "params": parameters,
@@ -98,7 +98,7 @@ def make_optimizer(
         groups.append(
             {
                 "params": text_encoder_parameters,
-                "lr": text_encoder_lr * scale,
+                "lr": text_encoder_lr,
                 "weight_decay": args.adam_weight_decay_text_encoder,
             }
         )

@@ -15,6 +15,7 @@ from mudi.ground.errors import first_line
 from mudi.ground.files import write_text
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import Subjects
+from mudi.training.planning import VALIDATION
 from mudi.training.saving import save_results
 
 logger = get_logger("mudi")
@@ -59,8 +60,8 @@ def write_model_card(
         tags=["text-to-image", "lora", "diffusers-training", "mudi", "seg-mix"],
     )
     names = "\n".join(f"- `{name}` ({key})" for key, name in subjects.names.items())
-    images = sorted(p.name for p in (folder / "validation").glob("*.png"))[-4:]
-    gallery = "\n".join(f"![{args.validation_prompt}](validation/{name})" for name in images)
+    images = sorted(p.name for p in (folder / VALIDATION).glob("*.png"))[-4:]
+    gallery = "\n".join(f"![{args.validation_prompt}]({VALIDATION}/{name})" for name in images)
     prompt = args.validation_prompt or "a photo of " + " and ".join(
         f"a {name}" for name in subjects.names.values()
     )

@@ -5,8 +5,7 @@ import hashlib
 import logging
 import math
 import os
-import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     ProjectConfiguration,
-    broadcast_object_list,
-    set_seed,
 )
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -27,35 +24,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mudi.backbones.table import Backbone
-from mudi.data import DrawSchedule, Pool, SampleOptions, SegMixDataset, collage_sheet
+from mudi.data import Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
 from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, first_line
-from mudi.ground.files import clean_up, write_image
-from mudi.ground.flags import differences
+from mudi.ground.files import write_image
 from mudi.ground.locks import hold
-from mudi.metadata import Subjects
 from mudi.segmix import SegMixStyle
 from mudi.training.args import CACHED_CROPS, resolve_mixed_precision, trackers
-from mudi.training.checkpoints import checkpoints, read_state, resolve_resume, run_of, step_of
+from mudi.training.checkpoints import checkpoints
 from mudi.training.checks import load_data
+from mudi.training.planning import VALIDATION, Plan, plan_run
 from mudi.training.publish import check_login
 from mudi.training.saving import public_arguments
 
 COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
-# What a checkpoint's tensors depend on: a run that differs here can't load it.
-SHAPE_SETTINGS = "rank use_dora train_text_encoder optimizer use_8bit_adam".split()
-# What a run may change when it is continued and still go on as it would have; all else is compared.
-FREE_SETTINGS = (
-    "output_dir overwrite_output_dir logging_dir report_to wandb_name validation_prompt "
-    "num_validation_images validation_epochs num_validation_inference_steps save_steps "
-    "checkpointing_steps "
-    "checkpoints_total_limit resume_from_checkpoint push_to_hub hub_model_id cache_dir "
-    "output_kohya_format upcast_before_saving dataloader_num_workers local_rank "
-    "gradient_checkpointing logging_steps encode_on_cpu num_train_epochs max_train_steps"
-).split()
-
 logger = get_logger("mudi")
 
 
@@ -68,7 +52,7 @@ class Run:
     """What stands before a model is loaded."""
 
     accelerator: Accelerator
-    plan: "Plan"
+    plan: Plan
     dataset: SegMixDataset
 
 
@@ -88,7 +72,7 @@ def set_up(
     data = load_data(args, backbone.style, [*complaints, *check_login(args)])
     accelerator = make_accelerator(args, backbone.precision)
     hold(Path(args.output_dir), accelerator)
-    plan = plan_run(accelerator, args, data.subjects)
+    plan = plan_run(accelerator, args, data)
     if args.segmix_pool:
         _tell_use(args, plan)
     start_trackers(accelerator, args, f"mudi-{backbone.name}")
@@ -153,118 +137,6 @@ def weight_dtype(accelerator: Accelerator) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(
         accelerator.mixed_precision, torch.float32
     )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The course of a run, known before a model is loaded.
-
-    Attributes:
-        resume: checkpoint to go on from.
-        num_steps: optimizer steps of the whole run.
-        validation_steps: steps between validation images.
-        settings: what a checkpoint remembers, to compare when it is continued.
-        run: the run's id, which the runs that continue it keep.
-    """
-
-    output_dir: Path
-    resume: Path | None
-    num_steps: int
-    validation_steps: int
-    settings: dict[str, Any]
-    run: str
-    schedule: DrawSchedule
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint says of the run."""
-        return {"run": self.run, "settings": self.settings}
-
-    def draws(self, first_step: int) -> DrawSchedule:
-        """Return the draws from an optimizer step on."""
-        return replace(self.schedule, first_step=first_step)
-
-
-def plan_run(accelerator: Accelerator, args: argparse.Namespace, subjects: Subjects) -> Plan:
-    """Mend what a killed run left, find the checkpoint to resume, settle the seed, count steps.
-
-    Gives args.seed a value that all processes share: the flag's, the checkpoint's or a new one.
-
-    Raises:
-        SetupError: the checkpoint is of a run with other weights' shapes.
-    """
-    output_dir = Path(args.output_dir)
-    if accelerator.is_main_process and output_dir.is_dir():
-        clean_up(output_dir, "validation")
-    accelerator.wait_for_everyone()
-    resume = _find_resume(args, output_dir)
-    if args.seed is None and resume is not None:
-        args.seed = read_state(resume)["settings"]["seed"]
-    run = (run_of(resume) if resume else None) or secrets.token_hex(8)
-    seed, run = broadcast_object_list([secrets.randbits(31), run])
-    if args.seed is None:
-        args.seed = seed
-        logger.info(f"--seed is unset; this run's is {args.seed}")
-    set_seed(args.seed)
-
-    samples = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    epoch_steps = math.ceil(len(subjects.photos) * args.repeats / samples)
-    num_steps = args.max_train_steps or args.num_train_epochs * epoch_steps
-    if resume is not None and step_of(resume) > num_steps:
-        logger.warning(f"{resume.name} is past the run's {num_steps} steps; nothing is trained")
-    schedule = DrawSchedule(
-        num_photos=len(subjects.photos),
-        seed=args.seed,
-        batch_size=args.train_batch_size,
-        first_step=0,
-        last_step=num_steps,
-        accumulation=args.gradient_accumulation_steps,
-        repeats=args.repeats,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    return Plan(
-        output_dir=output_dir,
-        resume=resume,
-        num_steps=num_steps,
-        validation_steps=args.validation_epochs * epoch_steps,
-        settings=_run_settings(accelerator, args, subjects),
-        run=run,
-        schedule=schedule,
-    )
-
-
-def _find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
-    if not args.resume_from_checkpoint:
-        return None
-    warnings: list[str] = []
-    checkpoint = resolve_resume(output_dir, args.resume_from_checkpoint, warnings)
-    for warning in warnings:
-        logger.warning(warning)
-    if checkpoint is None:
-        logger.info(f"--resume_from_checkpoint latest: none in {output_dir}, starting anew")
-        return None
-    now = {key: value for key, value in vars(args).items() if key in SHAPE_SETTINGS}
-    if changed := differences(read_state(checkpoint)["settings"], now):
-        raise SetupError(f"{checkpoint} cannot be continued: {'; '.join(changed)}")
-    return checkpoint
-
-
-def _run_settings(
-    accelerator: Accelerator, args: argparse.Namespace, subjects: Subjects
-) -> dict[str, Any]:
-    """Return what a checkpoint remembers of its run, to compare when it is continued."""
-    free = set(FREE_SETTINGS)
-    if not args.lr_scheduler.startswith("constant"):
-        free.remove("max_train_steps")  # the rates of the others depend on the run's length
-    settings = {key: value for key, value in public_arguments(args).items() if key not in free}
-    photos = [[p.image.name, p.subject, p.caption] for p in subjects.photos]
-    return {
-        **settings,
-        "num_processes": accelerator.num_processes,
-        "names": subjects.names,
-        "photos": photos,
-    }
 
 
 def sample_options(
@@ -387,8 +259,8 @@ def report_if_due(
 
 
 def _reads_losses(args: argparse.Namespace, plan: Plan, step: int) -> bool:
-    periods = (args.logging_steps, args.save_steps, args.checkpointing_steps, plan.validation_steps)
-    return step == plan.num_steps or any(step % period == 0 for period in periods)
+    periods = (args.logging_steps, args.save_steps, args.checkpointing_steps)
+    return plan.validates(step) or any(step % period == 0 for period in periods)
 
 
 def mean_loss(accelerator: Accelerator, losses: list[Tensor]) -> list[float]:
@@ -444,11 +316,10 @@ def validate_if_due(
     step: int,
 ) -> None:
     """Every --validation_epochs and at the end, make validation images and log them."""
-    due = step % plan.validation_steps == 0 or step == plan.num_steps
-    if models.sample is None or not due or not accelerator.is_main_process:
+    if models.sample is None or not plan.validates(step) or not accelerator.is_main_process:
         return
     models.denoiser.eval()
     with accelerator.autocast():
         images = [models.sample(args.seed + i) for i in range(args.num_validation_images)]
     models.denoiser.train()
-    log_images(accelerator, plan.output_dir / "validation", "validation", images, step)
+    log_images(accelerator, plan.output_dir / VALIDATION, "validation", images, step)
