@@ -23,16 +23,16 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from mudi import lora
-from mudi.backbones import sdxl
+from mudi.backbones import quantization, sdxl
 from mudi.backbones.table import SDXL
-from mudi.data import SegMixDataset, make_loader
+from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
 from mudi.training import args as shared
-from mudi.training import checks, publish, runtime, saving
-from mudi.training.optimizers import prepare_training
+from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training.optimizers import Training, prepare_training
 
 PUBLISHED_DCO_BETA = 1000.0
 
@@ -110,7 +110,8 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
         sdxl.free_text_encoders(pipeline)
 
     with loading(base_flag, base):
-        unet = sdxl.load_unet(base, dtype, **hub).to(device)
+        unet = sdxl.load_unet(base, dtype, args.quantize_base, **hub)
+    quantization.place(unet, device)
     lora.add_lora(unet, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
     adapted = {"unet": unet, **encoders}
     lora.resume_lora(args.resume_lora, adapted)
@@ -125,6 +126,37 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     return Models(denoiser, vae, schedule, adapted, sample)
 
 
+def run_pass(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    models: Models,
+    training: Training,
+    batch: Batch,
+    generator: torch.Generator,
+    cache: LatentCache | None,
+) -> Tensor:
+    """Turn a batch into a loss, add its gradients; with a step's last pass, step the optimizer."""
+    batch = batch.to(accelerator.device)
+    with torch.no_grad():
+        latents = encode_images(models.vae, batch.pixels, generator, cache, batch.keys)
+    weight = latent_weight(batch.mask, latents.shape[-2:], args.soft_alpha)  # (B, 1, h, w)
+    sizes = sdxl.size_conditions(
+        batch.conditioning, args.resolution, args.real_size_conditioning
+    )  # (B, 6)
+    task = make_task(models.schedule, latents, weight, batch.prompts, sizes, generator)
+
+    with accelerator.accumulate(training.denoiser):
+        networks = (training.denoiser, training.base)
+        weights = (args.dco_beta, args.prior_loss_weight)
+        loss = training_loss(*networks, task, batch.num_subjects, *weights)
+        accelerator.backward(loss)
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+    return loss.detach()
+
+
 def train(
     args: argparse.Namespace,
     accelerator: Accelerator,
@@ -134,8 +166,6 @@ def train(
 ) -> None:
     """Run the optimizer steps; everything on the way is written to --output_dir."""
     training = prepare_training(accelerator, args, plan, StableDiffusionXLPipeline, models)
-    denoiser, base = training.denoiser, training.base
-    optimizer, lr_scheduler = training.optimizer, training.lr_scheduler
     step = training.first_step
     loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
     progress = runtime.progress_bar(accelerator, step, plan.num_steps)
@@ -143,36 +173,18 @@ def train(
     losses: list[Tensor] = []
     unread: list[runtime.StepNumbers] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
-        batch = batch.to(accelerator.device)
         generator = runtime.step_generator(accelerator, args.seed, micro_step)
-        with torch.no_grad():
-            latents = encode_images(models.vae, batch.pixels, generator, cache, batch.keys)
-        weight = latent_weight(batch.mask, latents.shape[-2:], args.soft_alpha)  # (B, 1, h, w)
-        sizes = sdxl.size_conditions(
-            batch.conditioning, args.resolution, args.real_size_conditioning
-        )  # (B, 6)
-        task = make_task(models.schedule, latents, weight, batch.prompts, sizes, generator)
-
-        with accelerator.accumulate(denoiser):
-            loss = training_loss(
-                denoiser, base, task, batch.num_subjects, args.dco_beta, args.prior_loss_weight
-            )
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
+        losses.append(run_pass(args, accelerator, models, training, batch, generator, cache))
         if not accelerator.sync_gradients:
             continue
 
         step += 1
-        rate = lr_scheduler.get_last_lr()[0]
+        rate = training.lr_scheduler.get_last_lr()[0]
         unread.append(runtime.StepNumbers(step, torch.stack(losses).mean(), rate))
         losses.clear()
         runtime.report_if_due(accelerator, args, plan, progress, unread)
         if not accelerator.optimizer_step_was_skipped:
-            lr_scheduler.step()
+            training.lr_scheduler.step()
         saving.save_if_due(
             accelerator, args, plan.record, StableDiffusionXLPipeline, models.adapted, step
         )
@@ -183,6 +195,8 @@ def train(
 @program
 def main(args: argparse.Namespace) -> None:
     run = runtime.set_up(args, check_args(args), SDXL)
+    if args.dry_run:
+        return dry_run.tell(args, run, SDXL, load_models, run_pass)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
     pipeline_class = StableDiffusionXLPipeline

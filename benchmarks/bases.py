@@ -120,7 +120,7 @@ def random_loaders(
         encoders = {name: random_network(networks[name], device, dtype) for name in names}
         return light_pipeline(family, **encoders)
 
-    def load_unet(base: str, dtype: torch.dtype, **hub: Any) -> Any:
+    def load_unet(base: str, dtype: torch.dtype, quantize: str = "none", **hub: Any) -> Any:
         return random_network(networks["unet"], device, dtype)
 
     def load_sdxl_vae(base: str, half_safe: str | None, dtype: torch.dtype, **hub: Any) -> Any:
@@ -131,16 +131,14 @@ def random_loaders(
 
     load_real_transformer = flux.load_transformer
 
-    def load_transformer(
-        base: str, dtype: torch.dtype, quantization: Any = None, **hub: Any
-    ) -> Any:
+    def load_transformer(base: str, dtype: torch.dtype, quantize: str = "none", **hub: Any) -> Any:
         transformer = random_network(networks["transformer"], device, dtype)
-        if quantization is None:
+        if quantize == "none":
             return transformer
         with TemporaryDirectory(prefix="bench-") as folder:  # weights are quantized while loaded
             transformer.save_pretrained(f"{folder}/transformer")
             del transformer
-            return load_real_transformer(folder, dtype, quantization, **hub)
+            return load_real_transformer(folder, dtype, quantize, **hub)
 
     if family == "sdxl":
         return {

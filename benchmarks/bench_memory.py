@@ -29,8 +29,8 @@ from benchmarks.bases import base_model
 from benchmarks.bench_step import ALWAYS, SETTINGS
 from benchmarks.common import EXAMPLE, finish, import_script, make_parser, settle_device, table
 from benchmarks.parts import GIB, Cost, Meter, Parts
+from mudi.backbones import quantization
 from mudi.data import Batch
-from mudi.training import quantization
 
 STEPS = 4  # the first makes the optimizer's state
 

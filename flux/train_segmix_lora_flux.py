@@ -23,16 +23,16 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from mudi import lora
-from mudi.backbones import flux
+from mudi.backbones import flux, quantization
 from mudi.backbones.table import FLUX
-from mudi.data import SegMixDataset, make_loader
+from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
 from mudi.training import args as shared
-from mudi.training import checks, publish, quantization, runtime, saving
-from mudi.training.optimizers import prepare_training
+from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training.optimizers import Training, prepare_training
 
 SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
 
@@ -68,13 +68,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--logit_std", type=float, default=1.0, help="of logit_normal's normal")
     group.add_argument("--mode_scale", type=float, default=1.29, help="of the mode scheme")
     group.add_argument(
-        "--quantize_base",
-        choices=quantization.KINDS,
-        default="none",
-        help="keep the frozen transformer in 4 bits (nf4: bitsandbytes, needs a CUDA GPU) or 8 "
-        "(int8: torchao); the LoRA stays in float32",
-    )
-    group.add_argument(
         "--encode_on_cpu",
         action="store_true",
         help="run T5 on the CPU at the start, where the GPU has no 10 GB for it (slow)",
@@ -90,7 +83,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check_args(args: argparse.Namespace) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
     found = checks.check_args(args, FLUX)
-    found += quantization.complaints(args.quantize_base)
     if args.logit_std <= 0:
         found.append(f"--logit_std {args.logit_std}: must be above 0")
     if args.max_sequence_length < 1:
@@ -123,11 +115,9 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
         encode = flux.LiveClip(pipeline, encode)
     flux.free_text_encoders(pipeline, keep_clip=args.train_text_encoder)
 
-    config = quantization.config(args.quantize_base, dtype)
     with loading(base_flag, base):
-        transformer = flux.load_transformer(base, dtype, config, **hub)
-    if args.quantize_base != "nf4":  # bitsandbytes has put it on the GPU already
-        transformer.to(device)
+        transformer = flux.load_transformer(base, dtype, args.quantize_base, **hub)
+    quantization.place(transformer, device)
     lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
     adapted = {"transformer": transformer, **encoders}
     lora.resume_lora(args.resume_lora, adapted)
@@ -143,6 +133,35 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
     return Models(denoiser, vae, schedule, adapted, sample)
 
 
+def run_pass(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    models: Models,
+    training: Training,
+    batch: Batch,
+    generator: torch.Generator,
+    cache: LatentCache | None,
+) -> Tensor:
+    """Turn a batch into a loss, add its gradients; with a step's last pass, step the optimizer."""
+    batch = batch.to(accelerator.device)
+    with torch.no_grad():
+        latents = encode_images(models.vae, batch.pixels, generator, cache, batch.keys)
+    weight = latent_weight(batch.mask, latents.shape[-2:], args.soft_alpha)  # (B, 1, h, w)
+    nothing = latents.new_empty(len(latents), 0)
+    task = make_task(models.schedule, latents, weight, batch.prompts, nothing, generator)
+
+    with accelerator.accumulate(training.denoiser):
+        networks = (training.denoiser, training.base)
+        weights = (args.dco_beta, args.prior_loss_weight)
+        loss = training_loss(*networks, task, batch.num_subjects, *weights)
+        accelerator.backward(loss)
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+    return loss.detach()
+
+
 def train(
     args: argparse.Namespace,
     accelerator: Accelerator,
@@ -152,8 +171,6 @@ def train(
 ) -> None:
     """Run the optimizer steps; everything on the way is written to --output_dir."""
     training = prepare_training(accelerator, args, plan, FluxPipeline, models)
-    denoiser, base = training.denoiser, training.base
-    optimizer, lr_scheduler = training.optimizer, training.lr_scheduler
     step = training.first_step
     loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
     progress = runtime.progress_bar(accelerator, step, plan.num_steps)
@@ -161,34 +178,18 @@ def train(
     losses: list[Tensor] = []
     unread: list[runtime.StepNumbers] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
-        batch = batch.to(accelerator.device)
         generator = runtime.step_generator(accelerator, args.seed, micro_step)
-        with torch.no_grad():
-            latents = encode_images(models.vae, batch.pixels, generator, cache, batch.keys)
-        weight = latent_weight(batch.mask, latents.shape[-2:], args.soft_alpha)  # (B, 1, h, w)
-        nothing = latents.new_empty(len(latents), 0)
-        task = make_task(models.schedule, latents, weight, batch.prompts, nothing, generator)
-
-        with accelerator.accumulate(denoiser):
-            loss = training_loss(
-                denoiser, base, task, batch.num_subjects, args.dco_beta, args.prior_loss_weight
-            )
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
+        losses.append(run_pass(args, accelerator, models, training, batch, generator, cache))
         if not accelerator.sync_gradients:
             continue
 
         step += 1
-        rate = lr_scheduler.get_last_lr()[0]
+        rate = training.lr_scheduler.get_last_lr()[0]
         unread.append(runtime.StepNumbers(step, torch.stack(losses).mean(), rate))
         losses.clear()
         runtime.report_if_due(accelerator, args, plan, progress, unread)
         if not accelerator.optimizer_step_was_skipped:
-            lr_scheduler.step()
+            training.lr_scheduler.step()
         saving.save_if_due(accelerator, args, plan.record, FluxPipeline, models.adapted, step)
         runtime.validate_if_due(accelerator, args, plan, models, step)
     progress.close()
@@ -197,6 +198,8 @@ def train(
 @program
 def main(args: argparse.Namespace) -> None:
     run = runtime.set_up(args, check_args(args), FLUX)
+    if args.dry_run:
+        return dry_run.tell(args, run, FLUX, load_models, run_pass)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
     dtype = torch.float32

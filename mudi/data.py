@@ -139,14 +139,14 @@ class Batch:
     num_subjects: int
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in _TENSORS}
+        moved = {k: getattr(self, k).to(device, non_blocking=True) for k in TENSORS}
         return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
-        return replace(self, **{k: getattr(self, k).pin_memory() for k in _TENSORS})
+        return replace(self, **{k: getattr(self, k).pin_memory() for k in TENSORS})
 
 
-_TENSORS = ("pixels", "mask", "conditioning")
+TENSORS = ("pixels", "mask", "conditioning")  # of a Batch
 
 
 class SegMixDataset(Dataset):

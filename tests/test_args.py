@@ -194,7 +194,7 @@ def test_all_complaints_come_in_one_go():
     [
         ("--relative_scale 0.5 --subject_scales a=1 b=0.5", "say the same thing"),
         ("--with_prior_preservation", "needs --class_data_dir: training does not sample"),
-        ("--optimizer SGD", "AdamW and prodigy are known"),
+        ("--optimizer SGD", "adamw, adafactor, prodigy are known"),
         ("--optimizer prodigy --use_8bit_adam", "goes with --optimizer AdamW only"),
         ("--lr_scheduler steep", "known are linear, cosine"),
         ("--report_to comet", "--report_to comet: unknown; there are tensorboard, wandb"),

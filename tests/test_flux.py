@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 from training import lora_of, move_weights
 
 from mudi import denoising, lora
-from mudi.backbones import flux
+from mudi.backbones import flux, quantization
 from mudi.denoising import denoising_errors
-from mudi.training import quantization
 
 PROMPTS = ["a olis robot", "a robot"]
 SCHEDULER = {"use_dynamic_shifting": True, "shift": 3.0}

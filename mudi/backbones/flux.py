@@ -17,6 +17,7 @@ from diffusers.training_utils import (
 from PIL import Image
 from torch import Tensor, nn
 
+from mudi.backbones import parts
 from mudi.denoising import Corrupted, PromptEncoder
 from mudi.latents import decode_latents
 
@@ -29,28 +30,26 @@ def load_scheduler(base: str, **hub: Any) -> FlowMatchEulerDiscreteScheduler:
     Raises:
         OSError: there is no such model, or it can't be reached.
     """
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler", **hub)
+    return parts.load_scheduler(FlowMatchEulerDiscreteScheduler, base, **hub)
 
 
 def load_text_pipeline(base: str, dtype: torch.dtype, **hub: Any) -> FluxPipeline:
     """Load tokenizers, text encoders and the sampler's scheduler; neither transformer nor VAE."""
-    return FluxPipeline.from_pretrained(base, transformer=None, vae=None, dtype=dtype, **hub)
+    return parts.load_text_pipeline(
+        FluxPipeline, base, dtype, without=("transformer", "vae"), **hub
+    )
 
 
 def load_transformer(
-    base: str, dtype: torch.dtype, quantization: Any = None, **hub: Any
+    base: str, dtype: torch.dtype, quantize: str = "none", **hub: Any
 ) -> FluxTransformer2DModel:
-    """Load the frozen transformer, its weights quantized if a diffusers config says so."""
-    transformer = FluxTransformer2DModel.from_pretrained(
-        base, subfolder="transformer", dtype=dtype, quantization_config=quantization, **hub
-    )
-    return transformer.requires_grad_(False)
+    """Load the frozen transformer, its linear layers in fewer bits if so told."""
+    return parts.load_part(FluxTransformer2DModel, base, "transformer", dtype, quantize, **hub)
 
 
 def load_vae(base: str, **hub: Any) -> AutoencoderKL:
     """Load the frozen VAE in float32."""
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=torch.float32, **hub)
-    return vae.requires_grad_(False)
+    return parts.load_part(AutoencoderKL, base, "vae", torch.float32, **hub)
 
 
 def encode_prompts(

@@ -15,6 +15,7 @@ from diffusers.training_utils import compute_snr, free_memory
 from PIL import Image
 from torch import Tensor, nn
 
+from mudi.backbones import parts
 from mudi.denoising import Corrupted, PromptEncoder
 from mudi.latents import decode_latents
 from mudi.losses import min_snr_weight
@@ -40,23 +41,24 @@ def load_schedule(
 
 def load_text_pipeline(base: str, dtype: torch.dtype, **hub: Any) -> StableDiffusionXLPipeline:
     """Load tokenizers, text encoders and the sampler's scheduler; neither UNet nor VAE."""
-    return StableDiffusionXLPipeline.from_pretrained(base, unet=None, vae=None, dtype=dtype, **hub)
+    return parts.load_text_pipeline(
+        StableDiffusionXLPipeline, base, dtype, without=("unet", "vae"), **hub
+    )
 
 
-def load_unet(base: str, dtype: torch.dtype, **hub: Any) -> UNet2DConditionModel:
-    """Load the frozen UNet."""
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=dtype, **hub)
-    return unet.requires_grad_(False)
+def load_unet(
+    base: str, dtype: torch.dtype, quantize: str = "none", **hub: Any
+) -> UNet2DConditionModel:
+    """Load the frozen UNet, its linear layers in fewer bits if so told."""
+    return parts.load_part(UNet2DConditionModel, base, "unet", dtype, quantize, **hub)
 
 
 def load_vae(base: str, half_safe: str | None, dtype: torch.dtype, **hub: Any) -> AutoencoderKL:
     """Load the frozen VAE: half_safe in dtype if given, else the base's own in float32."""
     if half_safe:
         own = {key: value for key, value in hub.items() if key == "cache_dir"}
-        vae = AutoencoderKL.from_pretrained(half_safe, dtype=dtype, **own)
-    else:
-        vae = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=torch.float32, **hub)
-    return vae.requires_grad_(False)
+        return parts.load_part(AutoencoderKL, half_safe, None, dtype, **own)
+    return parts.load_part(AutoencoderKL, base, "vae", torch.float32, **hub)
 
 
 def encode_prompts(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> tuple:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from mudi.ground.errors import SetupError
 from mudi.segmix import FLUX_STYLE, SDXL_STYLE, SegMixStyle
@@ -36,6 +37,11 @@ class Backbone:
     size_unit: int
     gamma: float
     flow: bool
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The pipeline's class."""
+        return getattr(import_module("diffusers"), self.pipeline)
 
     @property
     def module(self) -> ModuleType:

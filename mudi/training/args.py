@@ -9,6 +9,8 @@ from mudi.ground.flags import BooleanFlag, Parser, RefusedFlag
 
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
+OPTIMIZERS = ("adamw", "adafactor", "prodigy")
+QUANTIZED = ("none", "nf4", "int8")
 TRACKERS = ("tensorboard", "wandb")
 NO_TOKENS = (
     "arguments are seen by process lists, launchers and trackers: set HF_TOKEN or run "
@@ -190,6 +192,13 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         help="less memory for about a third more time",
     )
     group.add_argument(
+        "--quantize_base",
+        choices=QUANTIZED,
+        default="none",
+        help="keep the frozen denoiser in 4 bits (nf4: bitsandbytes, needs a CUDA GPU) or 8 (int8: "
+        "torchao); the LoRA stays in float32",
+    )
+    group.add_argument(
         "--vae_slicing",
         action="store_true",
         help="encode a batch's pictures one after the other: less memory where it has several",
@@ -201,11 +210,22 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products (Ampere on)")
     group.add_argument("--local_rank", type=int, default=-1, help="set by older launchers")
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="stop before weights are loaded and tell how much GPU memory the run needs",
+    )
+    group.add_argument(
+        "--fits",
+        type=float,
+        metavar="GB",
+        help="with --dry_run: exit code 1 if a card of that size is too small, and what would help",
+    )
 
 
 def _add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimizer")
-    group.add_argument("--optimizer", default="AdamW", help="AdamW or prodigy")
+    group.add_argument("--optimizer", default="AdamW", help="AdamW, adafactor or prodigy")
     group.add_argument("--use_8bit_adam", action="store_true", help="AdamW's states in 8 bits")
     group.add_argument("--learning_rate", type=float, default=1e-4, help="of the denoiser's LoRA")
     group.add_argument(

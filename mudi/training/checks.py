@@ -21,7 +21,14 @@ from mudi.ground.flags import MODEL_INDEX, model_folder_complaints, text_complai
 from mudi.ground.lora_names import LoraFileError, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
-from mudi.training.args import NO_DATASETS, PRIOR_POINTER, TRACKERS, subject_scales, trackers
+from mudi.training.args import (
+    NO_DATASETS,
+    OPTIMIZERS,
+    PRIOR_POINTER,
+    TRACKERS,
+    subject_scales,
+    trackers,
+)
 from mudi.training.checkpoints import other_runs, resolve_resume
 
 DEFAULT_CAPTION_KEY = "text"
@@ -86,6 +93,8 @@ def _number_complaints(args: argparse.Namespace) -> list[str]:
             found.append(f"--{name} {value(name)}: must be 0 or more and below 1")
     if args.seed is not None and args.seed > MAX_SEED:
         found.append(f"--seed {args.seed}: must be {MAX_SEED} or less")
+    if args.fits is not None and not (args.dry_run and args.fits > 0):
+        found.append(f"--fits {args.fits}: a size in GB, above 0, that goes with --dry_run")
     if args.segmix_num_subjects < 2:
         found.append(f"--segmix_num_subjects {args.segmix_num_subjects}: must be 2 or more")
     return found
@@ -163,13 +172,13 @@ def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
 def _optimizer_complaints(args: argparse.Namespace) -> list[str]:
     found = []
     optimizer = args.optimizer.lower()
-    if optimizer not in ("adamw", "prodigy"):
-        found.append(f"--optimizer {args.optimizer}: AdamW and prodigy are known")
+    if optimizer not in OPTIMIZERS:
+        found.append(f"--optimizer {args.optimizer}: {', '.join(OPTIMIZERS)} are known")
     if optimizer == "prodigy" and find_spec("prodigyopt") is None:
         found.append('--optimizer prodigy: not installed; pip install -e ".[prodigy]"')
-    if optimizer == "prodigy" and args.use_8bit_adam:
+    if optimizer != "adamw" and args.use_8bit_adam:
         found.append("--use_8bit_adam goes with --optimizer AdamW only")
-    if args.use_8bit_adam and find_spec("bitsandbytes") is None:
+    if args.use_8bit_adam and not args.dry_run and find_spec("bitsandbytes") is None:
         found.append('--use_8bit_adam: not installed; pip install -e ".[8bit]"')
     xformers = args.enable_xformers_memory_efficient_attention
     if xformers and find_spec("xformers") is None:

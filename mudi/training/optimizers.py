@@ -1,6 +1,7 @@
 """The optimizers and learning-rate schedules that the flags name, ready to step."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from transformers.optimization import Adafactor
 
 from mudi.denoising import Models
 from mudi.training.planning import Plan
@@ -103,8 +105,12 @@ def make_optimizer(
             }
         )
     shared = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if args.dry_run and (args.use_8bit_adam or args.optimizer.lower() != "adamw"):
+        return FormulaOptimizer(groups, "adam8bit" if args.use_8bit_adam else args.optimizer)
     if prodigy:
         return _prodigy(args, groups, shared)
+    if args.optimizer.lower() == "adafactor":  # at the flag's rate, as trainers use it
+        return Adafactor(groups, scale_parameter=False, relative_step=False, warmup_init=False)
     if args.use_8bit_adam:
         import bitsandbytes
 
@@ -128,6 +134,44 @@ def _prodigy(args: argparse.Namespace, groups: list[dict], shared: dict[str, Any
         safeguard_warmup=args.prodigy_safeguard_warmup,
         **shared,
     )
+
+
+class FormulaOptimizer(Optimizer):
+    """An optimizer that only makes its states, of the size that another's have; see .dry_run."""
+
+    def __init__(self, groups: list[dict], kind: str):
+        super().__init__(groups, {})
+        self._state_bytes = STATE_BYTES[kind.lower()]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not self.state[parameter]:
+                    size = self._state_bytes(parameter)
+                    state = torch.empty(size, dtype=torch.uint8, device=parameter.device)
+                    self.state[parameter]["all"] = state
+
+
+def _adam8bit_bytes(p: Parameter) -> int:
+    """Two bytes a weight and two float32 scales a block of 256; small tensors stay in float32."""
+    return 8 * p.numel() if p.numel() < 4096 else 2 * p.numel() + 8 * -(-p.numel() // 256)
+
+
+def _adafactor_bytes(p: Parameter) -> int:
+    """Float32 means of rows and columns (arXiv 1804.04235, algorithm 4)."""
+    return 4 * (p.shape[0] + p.shape[1]) if p.ndim == 2 else 4 * p.numel()
+
+
+def _prodigy_bytes(p: Parameter) -> int:
+    """Adam's two, the start and the sum of gradients, float32."""
+    return 16 * p.numel()
+
+
+STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
+    "adam8bit": _adam8bit_bytes,
+    "adafactor": _adafactor_bytes,
+    "prodigy": _prodigy_bytes,
+}
 
 
 def make_lr_scheduler(args: argparse.Namespace, optimizer: Optimizer, num_steps: int) -> Any:

@@ -30,7 +30,8 @@ FREE_SETTINGS = (
     "checkpointing_steps "
     "checkpoints_total_limit resume_from_checkpoint push_to_hub hub_model_id cache_dir "
     "output_kohya_format upcast_before_saving dataloader_num_workers local_rank "
-    "gradient_checkpointing logging_steps encode_on_cpu num_train_epochs max_train_steps"
+    "gradient_checkpointing logging_steps encode_on_cpu num_train_epochs max_train_steps "
+    "dry_run fits"
 ).split()
 
 logger = get_logger("mudi")
@@ -85,7 +86,7 @@ def plan_run(accelerator: Accelerator, args: argparse.Namespace, data: Data) -> 
         SetupError: the checkpoint is of a run with other weights' shapes.
     """
     output_dir = Path(args.output_dir)
-    if accelerator.is_main_process and output_dir.is_dir():
+    if accelerator.is_main_process and output_dir.is_dir() and not args.dry_run:
         clean_up(output_dir, VALIDATION)
     accelerator.wait_for_everyone()
     resume = _find_resume(args, output_dir)

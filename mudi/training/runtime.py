@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mudi.backbones import quantization
 from mudi.backbones.table import Backbone
 from mudi.data import Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
@@ -69,9 +70,14 @@ def set_up(
     Raises:
         SetupError: anything is wrong; the message says all of it.
     """
-    data = load_data(args, backbone.style, [*complaints, *check_login(args)])
-    accelerator = make_accelerator(args, backbone.precision)
-    hold(Path(args.output_dir), accelerator)
+    if args.dry_run:
+        data = load_data(args, backbone.style, complaints)
+        accelerator = make_dry_accelerator(args, backbone.precision)
+    else:
+        machine = [*check_login(args), *quantization.complaints(args.quantize_base)]
+        data = load_data(args, backbone.style, complaints + machine)
+        accelerator = make_accelerator(args, backbone.precision)
+        hold(Path(args.output_dir), accelerator)
     plan = plan_run(accelerator, args, data)
     if args.segmix_pool:
         _tell_use(args, plan)
@@ -130,6 +136,20 @@ def make_accelerator(args: argparse.Namespace, gpu_precision: str) -> Accelerato
             project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
         ),
     )
+
+
+def make_dry_accelerator(args: argparse.Namespace, usual: str) -> Accelerator:
+    """Start accelerate on the CPU as it would be on a GPU, to count memory; one pass is a step.
+
+    Half precision is bfloat16 then, whichever it is: their sizes are the same.
+    """
+    logging.basicConfig(format="%(message)s")
+    config = Path(default_config_file)
+    precision = resolve_mixed_precision(args.mixed_precision, usual, True, config) or usual
+    args.mixed_precision = precision
+    args.report_to, args.resume_from_checkpoint, args.resume_lora = "none", None, None
+    args.overwrite_output_dir = False
+    return Accelerator(cpu=True, mixed_precision="no" if precision == "no" else "bf16")
 
 
 def weight_dtype(accelerator: Accelerator) -> torch.dtype:

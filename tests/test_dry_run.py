@@ -1,0 +1,154 @@
+"""--dry_run: what is counted without data is what a real run takes; verdicts; fake CUDA tensors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from training import Backbone, reset_accelerate, sdxl_on
+
+from mudi.backbones import quantization
+from mudi.backbones.parts import shapes_only
+from mudi.backbones.table import backbone_of
+from mudi.data import make_loader
+from mudi.ground.memory import StorageMeter, cuda_autocast, fake_tensors
+from mudi.latents import LatentCache
+from mudi.training import dry_run, runtime
+
+MINIATURE = Path(__file__).parent.parent / "mini/weights/sdxl"
+EXACT = ("weights", "adapters", "optimizer", "gradients", "vae", "prompts")
+# On a CPU group norm keeps the VAE's pixels channels-last, on CUDA and without data it does not:
+# a copy of a small tensor more or less.
+LAYOUT_BYTES = 2048
+FLAGS = {
+    "plain": "--rank 4 --mixed_precision no",
+    "half": "--rank 4 --mixed_precision bf16 --dco_beta 100 --gradient_checkpointing",
+    "dora": "--rank 2 --mixed_precision no --use_dora --train_text_encoder "
+    "--gradient_accumulation_steps 2",
+}
+
+
+def both_ways(backbone: Backbone, folder: Path, flags: str) -> tuple[dry_run.Need, dry_run.Need]:
+    """Return what is needed without data and with it."""
+    script, kind = backbone.script, backbone_of(backbone.pipeline_class.__name__)
+    words = backbone.flags(folder, "--dry_run --validation_prompt robot", flags)
+    args = script.parse_args(words)
+    reset_accelerate()
+    run = runtime.set_up(args, script.check_args(args), kind)
+    parts = (run.accelerator, run.dataset, run.plan, kind, script.load_models, script.run_pass)
+    simulated = dry_run.simulate(args, *parts)
+    batch = next(iter(make_loader(run.dataset, run.plan.draws(0), 0)))
+    with cuda_autocast(), StorageMeter() as meter:
+        real = dry_run.measure(args, *parts, batch, meter)
+    return simulated, real
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
+def test_without_data_every_byte_is_counted_that_a_real_run_takes(
+    backbone: Backbone, flags: str, tmp_path: Path
+) -> None:
+    simulated, real = both_ways(backbone, tmp_path, flags)
+    assert [getattr(simulated, name) for name in EXACT] == [getattr(real, name) for name in EXACT]
+    slack = LAYOUT_BYTES if "dora" in flags else 0
+    assert abs(simulated.step - real.step) <= slack
+    assert simulated.pictures == real.pictures > simulated.vae
+    assert simulated.step > simulated.adapters
+
+
+def test_the_miniature_is_counted_to_the_byte(tmp_path: Path) -> None:
+    simulated, real = both_ways(sdxl_on(MINIATURE), tmp_path, FLAGS["half"])
+    assert replace(simulated, loading=0) == replace(real, loading=0)
+
+
+def test_the_verdict_is_an_exit_code_and_names_what_helps(
+    backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone.run(backbone.flags(tmp_path, "--dry_run --fits 1"))
+    assert "fits 1 GB (0.5 of 1)" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.safetensors"))
+    with pytest.raises(SystemExit, match=r"does not fit 0\.1 GB; .*\(--.*--quantize_base nf4"):
+        backbone.run(backbone.flags(tmp_path, "--dry_run --fits 0.1 --rank 64"))
+    told = capsys.readouterr().out
+    assert "--quantize_base nf4" in told and "--use_8bit_adam" in told
+    assert "--gradient_checkpointing" in told
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("nf4", 4 + 32 / 64), ("int8", 8 + 32 / 256)])
+def test_few_bits_take_what_the_formula_says_and_a_product_unpacks(kind: str, bits: float) -> None:
+    with fake_tensors(), StorageMeter() as meter:
+        layer = quantization.formula(nn.Sequential(nn.Linear(256, 512, False)), kind)
+        held = sum(t.numel() * t.element_size() for t in layer.buffers())
+        assert held == 512 * 256 * bits / 8
+        layer = layer.to_empty(device="cpu").requires_grad_(False)
+        x = torch.zeros(2, 256, requires_grad=True)
+        before = meter.reset_peak()
+        layer(x).sum().backward()
+        assert x.grad is not None and x.grad.shape == (2, 256)
+        assert meter.peak - meter.now >= 512 * 256 * 4
+        assert before > 0
+
+
+@contextmanager
+def autocast_for_absent_cuda(dtype: torch.dtype, enabled: bool) -> Iterator[None]:
+    """`torch.autocast` switches itself off where there is no GPU."""
+    torch.set_autocast_dtype("cuda", dtype)
+    torch.set_autocast_enabled("cuda", enabled)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+
+class CudaGenerator(torch.Generator):
+    """A CPU's generator that says it is CUDA's."""
+
+    device = torch.device("cuda")
+
+
+class ForwardOnly:
+    """What a pass asks of accelerate, on a device that is not there and has no backward pass."""
+
+    device = torch.device("cuda")
+    sync_gradients = False
+
+    def accumulate(self, model: nn.Module) -> nullcontext:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        assert loss.device.type == "cuda"
+        assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("flags", ["--dco_beta 100", "--train_text_encoder", "--quantize_base nf4"])
+def test_a_pass_runs_forward_with_fake_cuda_tensors(
+    backbone: Backbone, precision: str, flags: str, tmp_path: Path
+) -> None:
+    """A tensor that stays behind on the CPU, or has a wrong precision, raises here."""
+    script, kind = backbone.script, backbone_of(backbone.pipeline_class.__name__)
+    words = f"--dry_run --mixed_precision {precision} {flags} --segmix_prob 1"
+    args = script.parse_args(backbone.flags(tmp_path, words))
+    reset_accelerate()
+    run = runtime.set_up(args, script.check_args(args), kind)
+    batch = next(iter(make_loader(run.dataset, run.plan.draws(0), 0)))
+    accelerator = SimpleNamespace(mixed_precision=precision, device=torch.device("cuda"))
+    optimizer = SimpleNamespace(step=lambda: None, zero_grad=lambda: None)
+    with shapes_only(), fake_tensors():
+        models = script.load_models(args, accelerator, run.dataset.prompts())
+        training = SimpleNamespace(
+            denoiser=models.denoiser, base=models.denoiser, optimizer=optimizer
+        )
+        dtype = runtime.weight_dtype(accelerator)
+        cache = LatentCache()
+        for _ in range(2):  # the second takes its latents from the cache
+            with autocast_for_absent_cuda(dtype, precision != "no"):
+                script.run_pass(
+                    args, ForwardOnly(), models, training, batch, CudaGenerator(), cache
+                )
