@@ -18,8 +18,8 @@ from training import lora_of, reset_accelerate
 
 import generate_masks
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2
+from mudi.backbones import quantization
 from mudi.ground.devices import accelerate_device, on_gpu
-from mudi.training import quantization
 
 # torch and torchao themselves are told the truth: they would start the GPU when imported
 A_GPU_SEEMS_THERE = """
