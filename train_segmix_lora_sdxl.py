@@ -12,7 +12,7 @@ The LoRA lands in --output_dir; `pipeline.load_lora_weights(output_dir)` loads i
 the published run, README.md and --help the rest.
 """
 
-import argparse
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,10 +28,11 @@ from mudi.backbones.table import SDXL
 from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
+from mudi.ground.flags import flag, parse
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.training import args as shared
 from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training, prepare_training
 
 PUBLISHED_DCO_BETA = 1000.0
@@ -39,39 +40,35 @@ PUBLISHED_DCO_BETA = 1000.0
 logger = get_logger("mudi")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = shared.make_parser(
-        __doc__, resolution=1024, output_dir="lora-dreambooth-model", mixed_precision=None
+@dataclass
+class SdxlArgs(TrainingArgs):
+    """SDXL"""
+
+    pretrained_vae_model_name_or_path: str | None = flag(
+        None, "a VAE that is safe in half precision; unset: the base's own, in float32"
     )
-    group = parser.add_argument_group("SDXL")
-    group.add_argument(
-        "--pretrained_vae_model_name_or_path",
-        help="a VAE that is safe in half precision; unset: the base's own, in float32",
+    do_edm_style_training: bool = flag(
+        False,
+        "train on EDM's continuous noise levels (always on if the base's scheduler is EDM)",
     )
-    group.add_argument(
-        "--do_edm_style_training",
-        action="store_true",
-        help="train on EDM's continuous noise levels (always on if the base's scheduler is EDM)",
+    snr_gamma: float | None = flag(
+        None, "gamma of the min-SNR weights, 5 as published; unset: off", above=0
     )
-    group.add_argument(
-        "--snr_gamma", type=float, help="gamma of the min-SNR weights, 5 as published; unset: off"
+    real_size_conditioning: bool = flag(
+        False, "tell the network each photo's own size and crop, not a full square"
     )
-    group.add_argument(
-        "--real_size_conditioning",
-        action="store_true",
-        help="tell the network each photo's own size and crop, not a full square",
-    )
-    args = parser.parse_args(argv)
+
+
+def parse_args(argv: list[str] | None = None) -> SdxlArgs:
+    args = parse(SdxlArgs, __doc__, argv, output_dir="lora-dreambooth-model")
     if args.dco_beta is None:
         args.dco_beta = 0.0 if args.with_prior_preservation else PUBLISHED_DCO_BETA
     return args
 
 
-def check_args(args: argparse.Namespace) -> list[str]:
+def check_args(args: SdxlArgs) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
     found = checks.check_args(args, SDXL)
-    if args.snr_gamma is not None and args.snr_gamma <= 0:
-        found.append(f"--snr_gamma {args.snr_gamma}: must be above 0")
     if args.snr_gamma is not None and args.do_edm_style_training:
         found.append("--snr_gamma and --do_edm_style_training both weigh noise levels: give one")
     if args.pretrained_vae_model_name_or_path:
@@ -83,9 +80,9 @@ def check_args(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: list[str]) -> Models:
+def load_models(args: SdxlArgs, accelerator: Accelerator, prompts: list[str]) -> Models:
     """Load SDXL, encode what can be encoded beforehand, attach the adapters."""
-    base = args.pretrained_model_name_or_path
+    base = args.base
     hub = {key: getattr(args, key) for key in ("revision", "variant", "cache_dir")}
     dtype, device = runtime.weight_dtype(accelerator), accelerator.device
 
@@ -127,7 +124,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
 
 
 def run_pass(
-    args: argparse.Namespace,
+    args: SdxlArgs,
     accelerator: Accelerator,
     models: Models,
     training: Training,
@@ -147,7 +144,7 @@ def run_pass(
 
     with accelerator.accumulate(training.denoiser):
         networks = (training.denoiser, training.base)
-        weights = (args.dco_beta, args.prior_loss_weight)
+        weights = (args.dco_beta or 0.0, args.prior_loss_weight)
         loss = training_loss(*networks, task, batch.num_subjects, *weights)
         accelerator.backward(loss)
         if accelerator.sync_gradients:
@@ -158,7 +155,7 @@ def run_pass(
 
 
 def train(
-    args: argparse.Namespace,
+    args: SdxlArgs,
     accelerator: Accelerator,
     models: Models,
     dataset: SegMixDataset,
@@ -173,7 +170,7 @@ def train(
     losses: list[Tensor] = []
     unread: list[runtime.StepNumbers] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
-        generator = runtime.step_generator(accelerator, args.seed, micro_step)
+        generator = runtime.step_generator(accelerator, plan.seed, micro_step)
         losses.append(run_pass(args, accelerator, models, training, batch, generator, cache))
         if not accelerator.sync_gradients:
             continue
@@ -193,7 +190,7 @@ def train(
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: SdxlArgs) -> None:
     run = runtime.set_up(args, check_args(args), SDXL)
     if args.dry_run:
         return dry_run.tell(args, run, SDXL, load_models, run_pass)

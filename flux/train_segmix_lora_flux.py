@@ -12,7 +12,7 @@ holds the published run, README.md and --help the rest. On a small GPU add --qua
 --gradient_checkpointing --encode_on_cpu.
 """  # noqa: E501
 
-import argparse
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,10 +28,11 @@ from mudi.backbones.table import FLUX
 from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
+from mudi.ground.flags import FREE, flag, parse
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.training import args as shared
 from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training, prepare_training
 
 SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
@@ -39,62 +40,58 @@ SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained w
 logger = get_logger("mudi")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = shared.make_parser(
+@dataclass
+class FluxArgs(TrainingArgs):
+    """FLUX"""
+
+    guidance_scale: float = flag(
+        3.5, "what a guidance-distilled transformer is told while training; published: 1"
+    )
+    max_sequence_length: int = flag(512, "tokens of a prompt for T5", at_least=1)
+    weighting_scheme: str = flag(
+        "none",
+        "which noise levels are drawn more often, or weighed more",
+        choices=flux.WEIGHTING_SCHEMES,
+    )
+    logit_mean: float = flag(0.0, "of logit_normal's normal")
+    logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
+    mode_scale: float = flag(1.29, "of the mode scheme")
+    encode_on_cpu: bool = flag(
+        False,
+        "run T5 on the CPU at the start, where the GPU has no 10 GB for it (slow)",
+        on_resume=FREE,
+    )
+    upcast_before_saving: bool = flag(
+        False,
+        "save the final LoRA in float32, not in the training's precision",
+        on_resume=FREE,
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> FluxArgs:
+    return parse(
+        FluxArgs,
         __doc__,
+        argv,
         resolution=512,
         output_dir="flux-dreambooth-lora",
         checkpointing_steps=20000,
         caption_column=None,
         dco_beta=0.0,
     )
-    group = parser.add_argument_group("FLUX")
-    group.add_argument(
-        "--guidance_scale",
-        type=float,
-        default=3.5,
-        help="what a guidance-distilled transformer is told while training; published: 1",
-    )
-    group.add_argument(
-        "--max_sequence_length", type=int, default=512, help="tokens of a prompt for T5"
-    )
-    group.add_argument(
-        "--weighting_scheme",
-        choices=flux.WEIGHTING_SCHEMES,
-        default="none",
-        help="which noise levels are drawn more often, or weighed more",
-    )
-    group.add_argument("--logit_mean", type=float, default=0.0, help="of logit_normal's normal")
-    group.add_argument("--logit_std", type=float, default=1.0, help="of logit_normal's normal")
-    group.add_argument("--mode_scale", type=float, default=1.29, help="of the mode scheme")
-    group.add_argument(
-        "--encode_on_cpu",
-        action="store_true",
-        help="run T5 on the CPU at the start, where the GPU has no 10 GB for it (slow)",
-    )
-    group.add_argument(
-        "--upcast_before_saving",
-        action="store_true",
-        help="save the final LoRA in float32, not in the training's precision",
-    )
-    return parser.parse_args(argv)
 
 
-def check_args(args: argparse.Namespace) -> list[str]:
+def check_args(args: FluxArgs) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
     found = checks.check_args(args, FLUX)
-    if args.logit_std <= 0:
-        found.append(f"--logit_std {args.logit_std}: must be above 0")
-    if args.max_sequence_length < 1:
-        found.append(f"--max_sequence_length {args.max_sequence_length}: must be 1 or more")
     if args.encode_on_cpu and args.train_text_encoder:
         found.append("--encode_on_cpu does not go with --train_text_encoder, which needs CLIP")
     return found
 
 
-def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: list[str]) -> Models:
+def load_models(args: FluxArgs, accelerator: Accelerator, prompts: list[str]) -> Models:
     """Load FLUX, encode the prompts, free T5, then load the transformer and adapt it."""
-    base = args.pretrained_model_name_or_path
+    base = args.base
     hub = {key: getattr(args, key) for key in ("revision", "variant", "cache_dir")}
     dtype, device = runtime.weight_dtype(accelerator), accelerator.device
 
@@ -134,7 +131,7 @@ def load_models(args: argparse.Namespace, accelerator: Accelerator, prompts: lis
 
 
 def run_pass(
-    args: argparse.Namespace,
+    args: FluxArgs,
     accelerator: Accelerator,
     models: Models,
     training: Training,
@@ -152,7 +149,7 @@ def run_pass(
 
     with accelerator.accumulate(training.denoiser):
         networks = (training.denoiser, training.base)
-        weights = (args.dco_beta, args.prior_loss_weight)
+        weights = (args.dco_beta or 0.0, args.prior_loss_weight)
         loss = training_loss(*networks, task, batch.num_subjects, *weights)
         accelerator.backward(loss)
         if accelerator.sync_gradients:
@@ -163,7 +160,7 @@ def run_pass(
 
 
 def train(
-    args: argparse.Namespace,
+    args: FluxArgs,
     accelerator: Accelerator,
     models: Models,
     dataset: SegMixDataset,
@@ -178,7 +175,7 @@ def train(
     losses: list[Tensor] = []
     unread: list[runtime.StepNumbers] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
-        generator = runtime.step_generator(accelerator, args.seed, micro_step)
+        generator = runtime.step_generator(accelerator, plan.seed, micro_step)
         losses.append(run_pass(args, accelerator, models, training, batch, generator, cache))
         if not accelerator.sync_gradients:
             continue
@@ -196,7 +193,7 @@ def train(
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: FluxArgs) -> None:
     run = runtime.set_up(args, check_args(args), FLUX)
     if args.dry_run:
         return dry_run.tell(args, run, FLUX, load_models, run_pass)

@@ -1,11 +1,11 @@
-import argparse
 import importlib.util
 
 import pytest
 from helpers import NAMES
 
 from mudi.backbones.table import FLUX, SDXL
-from mudi.training.args import make_parser, resolve_mixed_precision, subject_scales, trackers
+from mudi.ground import flags
+from mudi.training.args import TrainingArgs, resolve_mixed_precision, subject_scales, trackers
 from mudi.training.checks import check_args
 
 # What a run needs at least; the base model is a hub id, so nothing has to be there
@@ -13,9 +13,8 @@ LEAST = "--pretrained_model_name_or_path owner/name --instance_data_dir data --r
 TWO = {subject: NAMES[subject] for subject in "ab"}
 
 
-def parse(line: str = "") -> argparse.Namespace:
-    parser = make_parser(None, resolution=1024, output_dir="x")
-    return parser.parse_args([*LEAST.split(), *line.split()])
+def parse(line: str = "") -> TrainingArgs:
+    return flags.parse(TrainingArgs, None, [*LEAST.split(), *line.split()], output_dir="x")
 
 
 def complaints(line: str) -> list[str]:
@@ -37,8 +36,10 @@ def test_the_published_flags_have_nothing_wrong():
     assert complaints(line) == []
 
 
-def test_the_help_shows_every_default_and_can_be_printed():
-    text = make_parser(None, resolution=1024, output_dir="x").format_help()
+def test_the_help_shows_every_default_and_can_be_printed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse("--help")
+    text = capsys.readouterr().out
     assert "(default: 0.3)" in text and "(default: 1024)" in text
 
 
@@ -105,9 +106,8 @@ def test_the_image_column_may_be_given_as_its_default_only():
 
 
 def test_refusals_of_one_command_do_not_reach_the_next():
-    parser = make_parser(None, resolution=1024, output_dir="x")
-    assert parser.parse_args(["--dataset_name", "x"]).refused != []
-    assert parser.parse_args([]).refused == []
+    assert parse("--dataset_name x").refused != []
+    assert parse().refused == []
 
 
 # Numbers
@@ -119,7 +119,7 @@ FROM_1 = (
     "validation_epochs num_validation_inference_steps num_class_images lr_num_cycles"
 ).split()
 FROM_0 = (
-    "seed segmix_start_step dataloader_num_workers lr_warmup_steps prior_loss_weight "
+    "segmix_start_step dataloader_num_workers lr_warmup_steps prior_loss_weight "
     "adam_weight_decay adam_weight_decay_text_encoder"
 ).split()
 ABOVE_0 = "learning_rate text_encoder_lr adam_epsilon max_grad_norm lr_power".split()
@@ -144,7 +144,8 @@ BETAS = "adam_beta1 adam_beta2 prodigy_beta3".split()
         ("relative_scale", "1.5", "must be between -1 and 1"),
         ("relative_scale", "-1.5", "must be between -1 and 1"),
         ("segmix_num_subjects", "1", "must be 2 or more"),
-        ("seed", "4294967296", "must be 4294967295 or less"),
+        ("seed", "4294967296", "must be between 0 and 4294967295"),
+        ("seed", "-1", "must be between 0 and 4294967295"),
         ("resolution", "100", "must be a multiple of 8"),
         ("resolution", "0", "must be a multiple of 8"),
     ],
@@ -227,8 +228,8 @@ def test_optimizer_names_may_be_written_in_any_case():
 
 
 def test_missing_places_are_told():
-    parser = make_parser(None, resolution=1024)
-    assert check_args(parser.parse_args(["--report_to", "none"]), SDXL) == [
+    args = flags.parse(TrainingArgs, None, ["--report_to", "none"])
+    assert check_args(args, SDXL) == [
         "--pretrained_model_name_or_path is missing: a base model's folder or hub id",
         "--instance_data_dir is missing: a folder with metadata.jsonl",
         "--output_dir is missing",

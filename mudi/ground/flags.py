@@ -2,9 +2,14 @@
 
 import argparse
 import math
-from collections.abc import Collection, Sequence
+import operator
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
 
 MODEL_INDEX = "model_index.json"
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # flags' words -> torch's
@@ -49,7 +54,108 @@ def _from_home(value: Any) -> Any:
     return value
 
 
-def text_complaints(args: argparse.Namespace) -> list[str]:
+# What --resume_from_checkpoint makes of a flag that differs: told, not compared, or refused.
+COMPARED, FREE, FIXED = "compared", "free", "fixed"
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    refused: str | None = None,
+    on_resume: str = COMPARED,
+    **words: Any,
+) -> Any:
+    """Declare a flag as a field of a dataclass, of the field's name and type; see `parse`.
+
+    Args:
+        at_least, above, at_most, below: the range of a number.
+        refused: why the flag is an error, and what to use.
+        on_resume: what a continued run may do with it.
+        words: more for `add_argument`.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    if refused is not None:
+        words |= {"action": RefusedFlag, "const": refused}
+    words["help"] = help
+    metadata = {"words": words, "bounds": bounds, "on_resume": on_resume}
+    return field(default=default, metadata=metadata)
+
+
+def parse(
+    record: type[Record], description: str | None, argv: Sequence[str] | None, **defaults: Any
+) -> Record:
+    """Read a command line into a dataclass whose fields are declared by `flag`.
+
+    Each of its bases is a group of flags, titled by its docstring.
+
+    Args:
+        defaults: in place of the fields' own.
+    """
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(description=description, formatter_class=formatter)
+    parser.set_defaults(refused=[])
+    kinds = get_type_hints(record)
+    declared: Any = record
+    flags = {f.name: f for f in fields(declared) if "words" in f.metadata}
+    own, *bases = record.__mro__
+    for owner in (*bases, own):
+        names = [name for name in vars(owner).get("__annotations__", ()) if name in flags]
+        group = parser.add_argument_group(owner.__doc__) if names else parser
+        for name in names:
+            words = {"default": flags[name].default, **flags[name].metadata["words"]}
+            group.add_argument(f"--{name}", **words, **_kind(kinds[name], words))
+    parser.set_defaults(**defaults)
+    return record(**vars(parser.parse_args(argv)))
+
+
+def _kind(hint: Any, words: dict[str, Any]) -> dict[str, Any]:
+    """Return what a field's type means to argparse: a switch, one value or several."""
+    if hint is bool:
+        return {} if "action" in words else {"action": "store_true"}
+    options = [kind for kind in get_args(hint) if kind is not NoneType] or [hint]
+    return {"type": str if get_origin(options[0]) is list else options[0]}
+
+
+def resuming(args: Any, rule: str) -> list[str]:
+    """Return the flags of a record for which a continued run has that rule."""
+    return [f.name for f in fields(args) if f.metadata.get("on_resume") == rule]
+
+
+def range_complaints(args: Any) -> list[str]:
+    """Complain about the numbers of a record that are out of their range."""
+    complaints = []
+    for declared in fields(args):
+        bounds = {k: v for k, v in declared.metadata.get("bounds", {}).items() if v is not None}
+        value = getattr(args, declared.name)
+        if bounds and value is not None and not all(_IN[k](value, v) for k, v in bounds.items()):
+            low, high = bounds.get("at_least"), bounds.get("at_most")
+            words = " and ".join(_WORDS[key].format(bound) for key, bound in bounds.items())
+            if low is not None and high is not None:
+                words = f"between {low} and {high}"
+            complaints.append(f"--{declared.name} {value}: must be {words}")
+    return complaints
+
+
+_IN: dict[str, Callable[[float, float], bool]] = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
+_WORDS = {
+    "at_least": "{} or more",
+    "above": "above {}",
+    "at_most": "{} or less",
+    "below": "below {}",
+}
+
+
+def text_complaints(args: Any) -> list[str]:
     """Complain about texts that no file can hold: bytes that are no UTF-8, half an emoji."""
     found = []
     for name, value in vars(args).items():

@@ -1,14 +1,15 @@
 """The flags that both training scripts have, and what they mean. Knows no torch."""
 
-import argparse
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from mudi.ground.flags import BooleanFlag, Parser, RefusedFlag
+from mudi.ground.flags import FIXED, FREE, BooleanFlag, flag
 
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
+MAX_SEED = 2**32 - 1  # numpy's
 OPTIMIZERS = ("adamw", "adafactor", "prodigy")
 QUANTIZED = ("none", "nf4", "int8")
 TRACKERS = ("tensorboard", "wandb")
@@ -27,301 +28,268 @@ NO_DATASETS = (
 )
 
 
-def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """Return a parser with all shared flags; `defaults` are the script's own."""
-    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.set_defaults(refused=[])
-    _add_model_flags(parser)
-    _add_data_flags(parser)
-    _add_segmix_flags(parser)
-    _add_loss_flags(parser)
-    _add_training_flags(parser)
-    _add_optimizer_flags(parser)
-    _add_output_flags(parser)
-    _add_refused_flags(parser)
-    parser.set_defaults(**defaults)
-    return parser
+@dataclass
+class Model:
+    """model"""
 
-
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument("--pretrained_model_name_or_path", help="base model: folder or hub id")
-    group.add_argument("--revision", help="git revision of the base model on the hub")
-    group.add_argument("--variant", help='weight files to load, e.g. "fp16"')
-    group.add_argument("--cache_dir", help="where downloads from the hub are kept")
-    group.add_argument("--rank", type=int, default=4, help="rank of the LoRA; alpha is the same")
-    group.add_argument("--use_dora", action="store_true", help="train a DoRA, not a plain LoRA")
-    group.add_argument(
-        "--resume_lora",
-        metavar="FILE",
-        help="start from this LoRA (a file, or a run's folder; several in one: python -m "
+    pretrained_model_name_or_path: str | None = flag(None, "base model: folder or hub id")
+    revision: str | None = flag(None, "git revision of the base model on the hub")
+    variant: str | None = flag(None, 'weight files to load, e.g. "fp16"')
+    cache_dir: str | None = flag(None, "where downloads from the hub are kept", on_resume=FREE)
+    rank: int = flag(4, "rank of the LoRA; alpha is the same", at_least=1, on_resume=FIXED)
+    use_dora: bool = flag(False, "train a DoRA, not a plain LoRA", on_resume=FIXED)
+    resume_lora: str | None = flag(
+        None,
+        "start from this LoRA (a file, or a run's folder; several in one: python -m "
         "mudi.merge_lora) with a new optimizer; a checkpoint of --resume_from_checkpoint wins",
+        metavar="FILE",
     )
-    group.add_argument(
-        "--train_text_encoder", action="store_true", help="adapt the text encoder(s) as well"
+    train_text_encoder: bool = flag(False, "adapt the text encoder(s) as well", on_resume=FIXED)
+    enable_xformers_memory_efficient_attention: bool = flag(
+        False, "attention by xformers instead of PyTorch's own"
     )
-    group.add_argument(
-        "--enable_xformers_memory_efficient_attention",
-        action="store_true",
-        help="attention by xformers instead of PyTorch's own",
+
+    @property
+    def base(self) -> str:
+        """The base model's folder or hub id; no run that has none passes the checks."""
+        return self.pretrained_model_name_or_path or ""
+
+
+@dataclass
+class Data:
+    """data"""
+
+    instance_data_dir: str | None = flag(
+        None, "folder with metadata.jsonl, photos and masks of the subjects"
+    )
+    caption_column: str = flag("text", "key of the captions in the metadata's lines")
+    class_data_dir: str | None = flag(None, "folder with class_metadata.jsonl (the prior set)")
+    resolution: int = flag(1024, "side of the training images (px)")
+    center_crop: bool = flag(False, "crop photos in the middle, not at random")
+    random_flip: bool = flag(
+        False, "mirror photos with their masks, and every cut-out of a collage by its own coin"
+    )
+    repeats: int = flag(1, "times an epoch shows each photo", at_least=1)
+    dataloader_num_workers: int = flag(
+        0, "processes that prepare samples", at_least=0, on_resume=FREE
+    )
+    cache_latents: bool = flag(
+        False,
+        "keep what the VAE makes of plain photos, in host memory; a photo then has 4 crops "
+        "instead of any. Flips, collages and the VAE's own sampling noise stay random; for "
+        "collages there is --segmix_pool",
     )
 
 
-def _add_data_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--instance_data_dir", help="folder with metadata.jsonl, photos and masks of the subjects"
-    )
-    group.add_argument(
-        "--caption_column", default="text", help="key of the captions in the metadata's lines"
-    )
-    group.add_argument("--class_data_dir", help="folder with class_metadata.jsonl (the prior set)")
-    group.add_argument("--resolution", type=int, help="side of the training images (px)")
-    group.add_argument(
-        "--center_crop", action="store_true", help="crop photos in the middle, not at random"
-    )
-    group.add_argument(
-        "--random_flip",
-        action="store_true",
-        help="mirror photos with their masks, and every cut-out of a collage by its own coin",
-    )
-    group.add_argument("--repeats", type=int, default=1, help="times an epoch shows each photo")
-    group.add_argument(
-        "--dataloader_num_workers", type=int, default=0, help="processes that prepare samples"
-    )
-    group.add_argument(
-        "--cache_latents",
-        action="store_true",
-        help="keep what the VAE makes of plain photos, in host memory; a photo then has "
-        f"{CACHED_CROPS} crops instead of any. Flips, collages and the VAE's own sampling noise "
-        "stay random; for collages there is --segmix_pool",
-    )
+@dataclass
+class SegMix:
+    """Seg-Mix"""
 
-
-def _add_segmix_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("Seg-Mix")
-    group.add_argument(
-        "--mix",
-        choices=MIXES,
-        default="segmix",
-        help="what a collage is: subjects cut out on a plain background, or, the baseline, two "
-        "whole photos side by side (Cut-Mix; pictures then want the negative prompt "
+    mix: str = flag(
+        "segmix",
+        "what a collage is: subjects cut out on a plain background, or, the baseline, two whole "
+        "photos side by side (Cut-Mix; pictures then want the negative prompt "
         "mudi.segmix.CUTMIX_NEGATIVE_PROMPT)",
+        choices=MIXES,
     )
-    group.add_argument(
-        "--segmix_prob",
-        type=float,
-        default=0.3,
-        help="probability that a photo becomes a collage (the published runs' value); 0: off",
+    segmix_prob: float = flag(
+        0.3,
+        "probability that a photo becomes a collage (the published runs' value); 0: off",
+        at_least=0,
+        at_most=1,
     )
-    group.add_argument(
-        "--segmix_start_step", type=int, default=0, help="first optimizer step with collages"
+    segmix_start_step: int = flag(0, "first optimizer step with collages", at_least=0)
+    segmix_pool: int = flag(
+        0,
+        "draw collages from a stock of this many, whose VAE encodings are kept in host memory; "
+        "the VAE's own sampling noise stays random. 0: each collage is new",
+        at_least=0,
     )
-    group.add_argument(
-        "--segmix_pool",
-        type=int,
-        default=0,
-        help="draw collages from a stock of this many, whose VAE encodings are kept in host "
-        "memory; the VAE's own sampling noise stays random. 0: each collage is new",
+    segmix_pool_refresh: int = flag(
+        10,
+        "optimizer steps after which one collage of the stock makes room for a new one; in the "
+        "long run each is used this many times the collages of a step",
+        at_least=1,
     )
-    group.add_argument(
-        "--segmix_pool_refresh",
-        type=int,
-        default=10,
-        help="optimizer steps after which one collage of the stock makes room for a new one; in "
-        "the long run each is used this many times the collages of a step",
+    segmix_num_subjects: int = flag(2, "subjects a collage", at_least=2)
+    relative_scale: float = flag(
+        0.0,
+        "fixed sizes of two subjects, as fractions of the largest that fits: r > 0 gives (1, r), "
+        "r < 0 gives (|r|, 1), in the metadata's order; 0: random",
+        at_least=-1,
+        at_most=1,
     )
-    group.add_argument("--segmix_num_subjects", type=int, default=2, help="subjects a collage")
-    group.add_argument(
-        "--relative_scale",
-        type=float,
-        default=0.0,
-        help="fixed sizes of two subjects, as fractions of the largest that fits: "
-        "r > 0 gives (1, r), r < 0 gives (|r|, 1), in the metadata's order; 0: random",
-    )
-    group.add_argument(
-        "--subject_scales",
+    subject_scales: list[str] | None = flag(
+        None,
+        "fixed size of every subject, as a fraction in (0, 1] of the largest that fits",
         nargs="+",
         metavar="ID=SCALE",
-        help="fixed size of every subject, as a fraction in (0, 1] of the largest that fits",
     )
-    group.add_argument(
-        "--soft_alpha",
-        type=float,
-        default=1.0,
-        help="weight of a collage's background in the loss, 0 (subjects only) to 1 (no masking)",
-    )
-
-
-def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("loss")
-    group.add_argument(
-        "--dco_beta",
-        type=float,
-        help="strength of the DCO loss, which ties the subjects to the base model; 0: plain "
-        "squared error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; "
-        "FLUX: 0)",
-    )
-    group.add_argument(
-        "--with_prior_preservation",
-        action="store_true",
-        help="train half of every step on class pictures",
-    )
-    group.add_argument(
-        "--prior_loss_weight", type=float, default=1.0, help="weight of the class pictures' loss"
-    )
-    group.add_argument(
-        "--num_class_images", type=int, default=100, help="class pictures used, over all classes"
+    soft_alpha: float = flag(
+        1.0,
+        "weight of a collage's background in the loss, 0 (subjects only) to 1 (no masking)",
+        at_least=0,
+        at_most=1,
     )
 
 
-def _add_training_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("training")
-    group.add_argument("--seed", type=int, help="of all chance, below 2^32; unset: a new one")
-    group.add_argument("--train_batch_size", type=int, default=4, help="photos a process and pass")
-    group.add_argument(
-        "--gradient_accumulation_steps", type=int, default=1, help="passes an optimizer step"
+@dataclass
+class Loss:
+    """loss"""
+
+    dco_beta: float | None = flag(
+        None,
+        "strength of the DCO loss, which ties the subjects to the base model; 0: plain squared "
+        "error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; FLUX: 0)",
+        at_least=0,
     )
-    group.add_argument("--num_train_epochs", type=int, default=1, help="times over all photos")
-    group.add_argument(
-        "--max_train_steps", type=int, help="optimizer steps; set, it overrides the epochs"
+    with_prior_preservation: bool = flag(False, "train half of every step on class pictures")
+    prior_loss_weight: float = flag(1.0, "weight of the class pictures' loss", at_least=0)
+    num_class_images: int = flag(100, "class pictures used, over all classes", at_least=1)
+
+
+@dataclass
+class Training:
+    """training"""
+
+    seed: int | None = flag(
+        None, "of all chance, below 2^32; unset: a new one", at_least=0, at_most=MAX_SEED
     )
-    group.add_argument(
-        "--gradient_checkpointing",
-        action="store_true",
-        help="less memory for about a third more time",
+    train_batch_size: int = flag(4, "photos a process and pass", at_least=1)
+    gradient_accumulation_steps: int = flag(1, "passes an optimizer step", at_least=1)
+    num_train_epochs: int = flag(1, "times over all photos", at_least=1, on_resume=FREE)
+    max_train_steps: int | None = flag(
+        None, "optimizer steps; set, it overrides the epochs", at_least=1, on_resume=FREE
     )
-    group.add_argument(
-        "--quantize_base",
-        choices=QUANTIZED,
-        default="none",
-        help="keep the frozen denoiser in 4 bits (nf4: bitsandbytes, needs a CUDA GPU) or 8 (int8: "
+    gradient_checkpointing: bool = flag(
+        False, "less memory for about a third more time", on_resume=FREE
+    )
+    quantize_base: str = flag(
+        "none",
+        "keep the frozen denoiser in 4 bits (nf4: bitsandbytes, needs a CUDA GPU) or 8 (int8: "
         "torchao); the LoRA stays in float32",
+        choices=QUANTIZED,
     )
-    group.add_argument(
-        "--vae_slicing",
-        action="store_true",
-        help="encode a batch's pictures one after the other: less memory where it has several",
+    vae_slicing: bool = flag(
+        False, "encode a batch's pictures one after the other: less memory where it has several"
     )
-    group.add_argument(
-        "--mixed_precision",
+    mixed_precision: str | None = flag(
+        None,
+        "unset: what accelerate was told, else the script's own on a GPU and no on a CPU",
         choices=("no", "fp16", "bf16"),
-        help="unset: what accelerate was told, else the script's own on a GPU and no on a CPU",
     )
-    group.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products (Ampere on)")
-    group.add_argument("--local_rank", type=int, default=-1, help="set by older launchers")
-    group.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="stop before weights are loaded and tell how much GPU memory the run needs",
+    allow_tf32: bool = flag(False, "TF32 matrix products (Ampere on)")
+    local_rank: int = flag(-1, "set by older launchers", on_resume=FREE)
+    dry_run: bool = flag(
+        False,
+        "stop before weights are loaded and tell how much GPU memory the run needs",
+        on_resume=FREE,
     )
-    group.add_argument(
-        "--fits",
-        type=float,
+    fits: float | None = flag(
+        None,
+        "with --dry_run: exit code 1 if a card of that size is too small, and what would help",
         metavar="GB",
-        help="with --dry_run: exit code 1 if a card of that size is too small, and what would help",
+        on_resume=FREE,
     )
 
 
-def _add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimizer")
-    group.add_argument("--optimizer", default="AdamW", help="AdamW, adafactor or prodigy")
-    group.add_argument("--use_8bit_adam", action="store_true", help="AdamW's states in 8 bits")
-    group.add_argument("--learning_rate", type=float, default=1e-4, help="of the denoiser's LoRA")
-    group.add_argument(
-        "--text_encoder_lr", type=float, default=5e-6, help="learning rate of the text encoders"
+@dataclass
+class Optimizer:
+    """optimizer"""
+
+    optimizer: str = flag("AdamW", "AdamW, adafactor or prodigy", on_resume=FIXED)
+    use_8bit_adam: bool = flag(False, "AdamW's states in 8 bits", on_resume=FIXED)
+    learning_rate: float = flag(0.0001, "of the denoiser's LoRA", above=0)
+    text_encoder_lr: float = flag(5e-06, "learning rate of the text encoders", above=0)
+    scale_lr: bool = flag(
+        False, "multiply --learning_rate by accumulation, batch size and number of processes"
     )
-    group.add_argument(
-        "--scale_lr",
-        action="store_true",
-        help="multiply --learning_rate by accumulation, batch size and number of processes",
+    lr_scheduler: str = flag(
+        "constant",
+        "linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup",
     )
-    group.add_argument(
-        "--lr_scheduler",
-        default="constant",
-        help="linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup",
-    )
-    group.add_argument("--lr_warmup_steps", type=int, default=500, help="optimizer steps")
-    group.add_argument("--lr_num_cycles", type=int, default=1, help="of cosine_with_restarts")
-    group.add_argument("--lr_power", type=float, default=1.0, help="of polynomial")
-    group.add_argument("--adam_beta1", type=float, default=0.9, help="of AdamW and prodigy")
-    group.add_argument("--adam_beta2", type=float, default=0.999, help="of AdamW and prodigy")
-    group.add_argument("--adam_weight_decay", type=float, default=1e-4, help="of the LoRA")
-    group.add_argument(
-        "--adam_weight_decay_text_encoder", type=float, default=1e-3, help="of the text encoders"
-    )
-    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="of AdamW and prodigy")
-    group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to")
-    group.add_argument("--prodigy_beta3", type=float, help="unset: the root of beta2")
-    for name in ("decouple", "use_bias_correction", "safeguard_warmup"):
-        group.add_argument(f"--prodigy_{name}", action=BooleanFlag, default=True, help="of prodigy")
+    lr_warmup_steps: int = flag(500, "optimizer steps", at_least=0)
+    lr_num_cycles: int = flag(1, "of cosine_with_restarts", at_least=1)
+    lr_power: float = flag(1.0, "of polynomial", above=0)
+    adam_beta1: float = flag(0.9, "of AdamW and prodigy", at_least=0, below=1)
+    adam_beta2: float = flag(0.999, "of AdamW and prodigy", at_least=0, below=1)
+    adam_weight_decay: float = flag(0.0001, "of the LoRA", at_least=0)
+    adam_weight_decay_text_encoder: float = flag(0.001, "of the text encoders", at_least=0)
+    adam_epsilon: float = flag(1e-08, "of AdamW and prodigy", above=0)
+    max_grad_norm: float = flag(1.0, "gradients are clipped to", above=0)
+    prodigy_beta3: float | None = flag(None, "unset: the root of beta2", at_least=0, below=1)
+    prodigy_decouple: bool = flag(True, "of prodigy", action=BooleanFlag)
+    prodigy_use_bias_correction: bool = flag(True, "of prodigy", action=BooleanFlag)
+    prodigy_safeguard_warmup: bool = flag(True, "of prodigy", action=BooleanFlag)
 
 
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", help="where everything is written")
-    group.add_argument(
-        "--overwrite_output_dir",
-        action="store_true",
-        help="remove another run's checkpoint-* and save-* from --output_dir, once models and data "
-        "are loaded; without it a fresh run refuses a folder that holds checkpoints",
+@dataclass
+class Output:
+    """output"""
+
+    output_dir: str = flag("", "where everything is written", on_resume=FREE)
+    overwrite_output_dir: bool = flag(
+        False,
+        "remove another run's checkpoint-* and save-* from --output_dir, once models and data are"
+        " loaded; without it a fresh run refuses a folder that holds checkpoints",
+        on_resume=FREE,
     )
-    group.add_argument("--save_steps", type=int, default=500, help="steps between LoRA files")
-    group.add_argument(
-        "--checkpointing_steps", type=int, default=500, help="steps between resumable states"
+    save_steps: int = flag(500, "steps between LoRA files", at_least=1, on_resume=FREE)
+    checkpointing_steps: int = flag(
+        500, "steps between resumable states", at_least=1, on_resume=FREE
     )
-    group.add_argument(
-        "--checkpoints_total_limit", type=int, help="resumable states kept; unset: all"
+    checkpoints_total_limit: int | None = flag(
+        None, "resumable states kept; unset: all", at_least=1, on_resume=FREE
     )
-    group.add_argument(
-        "--resume_from_checkpoint", metavar="PATH|latest", help="a checkpoint-<step> folder"
+    resume_from_checkpoint: str | None = flag(
+        None, "a checkpoint-<step> folder", metavar="PATH|latest", on_resume=FREE
     )
-    group.add_argument(
-        "--output_kohya_format",
-        action="store_true",
-        help="also write the LoRA under the key names that ComfyUI and A1111 load",
+    output_kohya_format: bool = flag(
+        False, "also write the LoRA under the key names that ComfyUI and A1111 load", on_resume=FREE
     )
-    group.add_argument("--validation_prompt", help="prompt of the images made while training")
-    group.add_argument("--num_validation_images", type=int, default=4, help="images each time")
-    group.add_argument(
-        "--validation_epochs", type=int, default=50, help="epochs between images, from the first on"
+    validation_prompt: str | None = flag(
+        None, "prompt of the images made while training", on_resume=FREE
     )
-    group.add_argument(
-        "--num_validation_inference_steps", type=int, default=25, help="sampler steps an image"
+    num_validation_images: int = flag(4, "images each time", at_least=1, on_resume=FREE)
+    validation_epochs: int = flag(
+        50, "epochs between images, from the first on", at_least=1, on_resume=FREE
     )
-    group.add_argument(
-        "--report_to", default="tensorboard", help="tensorboard, wandb, all, none, or a,b"
+    num_validation_inference_steps: int = flag(
+        25, "sampler steps an image", at_least=1, on_resume=FREE
     )
-    group.add_argument(
-        "--logging_steps",
-        type=int,
-        default=10,
-        help="optimizer steps between readings of the loss, for which the GPU is waited for; each "
+    report_to: str = flag("tensorboard", "tensorboard, wandb, all, none, or a,b", on_resume=FREE)
+    logging_steps: int = flag(
+        10,
+        "optimizer steps between readings of the loss, for which the GPU is waited for; each "
         "step's loss is logged all the same",
+        at_least=1,
+        on_resume=FREE,
     )
-    group.add_argument("--logging_dir", default="logs", help="tracker files, inside --output_dir")
-    group.add_argument("--wandb_name", help="name of the run in Weights & Biases")
-    group.add_argument("--push_to_hub", action="store_true", help="upload the result at the end")
-    group.add_argument("--hub_model_id", help="repository; unset: the name of --output_dir")
+    logging_dir: str = flag("logs", "tracker files, inside --output_dir", on_resume=FREE)
+    wandb_name: str | None = flag(None, "name of the run in Weights & Biases", on_resume=FREE)
+    push_to_hub: bool = flag(False, "upload the result at the end", on_resume=FREE)
+    hub_model_id: str | None = flag(
+        None, "repository; unset: the name of --output_dir", on_resume=FREE
+    )
 
 
-def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("refused, with what to use instead")
-    refused: list[tuple[str, type, Any, str]] = [
-        ("--hub_token", str, None, NO_TOKENS),
-        ("--dataset_name", str, None, NO_DATASETS),
-        ("--dataset_config_name", str, None, NO_DATASETS),
-        ("--class_prompt", str, None, PRIOR_POINTER),
-        ("--prior_generation_precision", str, None, PRIOR_POINTER),
-        ("--sample_batch_size", int, 4, PRIOR_POINTER),
-    ]
-    for flag, kind, default, why in refused:
-        group.add_argument(
-            flag, type=kind, default=default, action=RefusedFlag, const=why, help="refused"
-        )
-    group.add_argument(
-        "--image_column", default="image", help="only its default; a line's photo is its file_name"
-    )
+@dataclass
+class Refused:
+    """refused, with what to use instead"""
+
+    hub_token: str | None = flag(None, "refused", refused=NO_TOKENS)
+    dataset_name: str | None = flag(None, "refused", refused=NO_DATASETS)
+    dataset_config_name: str | None = flag(None, "refused", refused=NO_DATASETS)
+    class_prompt: str | None = flag(None, "refused", refused=PRIOR_POINTER)
+    prior_generation_precision: str | None = flag(None, "refused", refused=PRIOR_POINTER)
+    sample_batch_size: int = flag(4, "refused", refused=PRIOR_POINTER)
+    image_column: str = flag("image", "only its default; a line's photo is its file_name")
+    refused: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainingArgs(Model, Data, SegMix, Loss, Training, Optimizer, Output, Refused):
+    """What both training scripts take."""
 
 
 def trackers(report_to: str) -> list[str]:
@@ -332,7 +300,14 @@ def trackers(report_to: str) -> list[str]:
     return list(TRACKERS) if report_to == "all" else [word.strip() for word in report_to.split(",")]
 
 
-def subject_scales(args: argparse.Namespace, names: dict[str, str]) -> dict[str, float] | None:
+class FixedScales(Protocol):
+    """The flags that fix the subjects' relative sizes."""
+
+    relative_scale: float
+    subject_scales: list[str] | None
+
+
+def subject_scales(args: FixedScales, names: dict[str, str]) -> dict[str, float] | None:
     """Return the fixed scale of every subject id, or None where scales are drawn.
 
     Raises:

@@ -3,7 +3,6 @@
 Knows no torch.
 """
 
-import argparse
 import json
 import logging
 from collections import Counter
@@ -11,13 +10,17 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import perm
 from pathlib import Path
-from typing import Any
 
 from mudi import segmix
 from mudi.backbones.table import Backbone
 from mudi.ground.errors import SetupError, refuse
 from mudi.ground.files import unwritable
-from mudi.ground.flags import MODEL_INDEX, model_folder_complaints, text_complaints
+from mudi.ground.flags import (
+    MODEL_INDEX,
+    model_folder_complaints,
+    range_complaints,
+    text_complaints,
+)
 from mudi.ground.lora_names import LoraFileError, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
@@ -26,6 +29,7 @@ from mudi.training.args import (
     OPTIMIZERS,
     PRIOR_POINTER,
     TRACKERS,
+    TrainingArgs,
     subject_scales,
     trackers,
 )
@@ -47,7 +51,7 @@ class Data:
     scales: dict[str, float] | None
 
 
-def check_args(args: argparse.Namespace, backbone: Backbone) -> list[str]:
+def check_args(args: TrainingArgs, backbone: Backbone) -> list[str]:
     """Return everything that is wrong with the shared flags, one line each.
 
     Args:
@@ -65,46 +69,14 @@ def check_args(args: argparse.Namespace, backbone: Backbone) -> list[str]:
     ]
 
 
-def _number_complaints(args: argparse.Namespace) -> list[str]:
-    at_least_one = (
-        "rank repeats train_batch_size gradient_accumulation_steps num_train_epochs "
-        "max_train_steps save_steps checkpointing_steps checkpoints_total_limit logging_steps "
-        "num_validation_images validation_epochs num_validation_inference_steps num_class_images "
-        "lr_num_cycles segmix_pool_refresh"
-    ).split()
-    at_least_zero = (
-        "seed dco_beta segmix_start_step segmix_pool dataloader_num_workers lr_warmup_steps "
-        "prior_loss_weight adam_weight_decay adam_weight_decay_text_encoder"
-    ).split()
-    above_zero = "learning_rate text_encoder_lr adam_epsilon max_grad_norm lr_power".split()
-    ranges = {"segmix_prob": (0, 1), "soft_alpha": (0, 1), "relative_scale": (-1, 1)}
-
-    def value(name: str) -> Any:
-        return getattr(args, name)
-
-    found = [f"--{n} {value(n)}: must be 1 or more" for n in at_least_one if _below(value(n), 1)]
-    found += [f"--{n} {value(n)}: must be 0 or more" for n in at_least_zero if _below(value(n), 0)]
-    found += [f"--{n} {value(n)}: must be above 0" for n in above_zero if not value(n) > 0]
-    for name, (low, high) in ranges.items():
-        if not low <= value(name) <= high:
-            found.append(f"--{name} {value(name)}: must be between {low} and {high}")
-    for name in ("adam_beta1", "adam_beta2", "prodigy_beta3"):
-        if value(name) is not None and not 0 <= value(name) < 1:
-            found.append(f"--{name} {value(name)}: must be 0 or more and below 1")
-    if args.seed is not None and args.seed > MAX_SEED:
-        found.append(f"--seed {args.seed}: must be {MAX_SEED} or less")
-    if args.fits is not None and not (args.dry_run and args.fits > 0):
-        found.append(f"--fits {args.fits}: a size in GB, above 0, that goes with --dry_run")
-    if args.segmix_num_subjects < 2:
-        found.append(f"--segmix_num_subjects {args.segmix_num_subjects}: must be 2 or more")
-    return found
+def _number_complaints(args: TrainingArgs) -> list[str]:
+    complaints = range_complaints(args)
+    if args.fits is not None and not args.dry_run:
+        complaints.append("--fits goes with --dry_run")
+    return complaints
 
 
-def _below(value: float | None, bound: float) -> bool:
-    return value is not None and not value >= bound
-
-
-def _model_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]:
+def _model_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     flag, name = "--pretrained_model_name_or_path", args.pretrained_model_name_or_path
     if not name:
         return [f"{flag} is missing: a base model's folder or hub id"]
@@ -120,7 +92,7 @@ def _model_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]
     return []
 
 
-def _start_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]:
+def _start_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     """Complain about a --resume_lora that does not fit the adapters that the flags ask for."""
     if args.resume_lora is None:
         return []
@@ -148,7 +120,7 @@ def _start_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]
     return found
 
 
-def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
+def _data_complaints(args: TrainingArgs, multiple_of: int) -> list[str]:
     found = []
     if not args.instance_data_dir and not args.refused:
         found.append("--instance_data_dir is missing: a folder with metadata.jsonl")
@@ -169,7 +141,7 @@ def _data_complaints(args: argparse.Namespace, multiple_of: int) -> list[str]:
     return found
 
 
-def _optimizer_complaints(args: argparse.Namespace) -> list[str]:
+def _optimizer_complaints(args: TrainingArgs) -> list[str]:
     found = []
     optimizer = args.optimizer.lower()
     if optimizer not in OPTIMIZERS:
@@ -194,7 +166,7 @@ def _optimizer_complaints(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def _output_complaints(args: argparse.Namespace) -> list[str]:
+def _output_complaints(args: TrainingArgs) -> list[str]:
     found = []
     for tracker in trackers(args.report_to):
         if tracker not in TRACKERS:
@@ -211,7 +183,7 @@ def _output_complaints(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def _resume_complaints(args: argparse.Namespace) -> list[str]:
+def _resume_complaints(args: TrainingArgs) -> list[str]:
     """Complain about a checkpoint that can't be continued, and of others' that are in the way."""
     output_dir, wish = Path(args.output_dir), args.resume_from_checkpoint
     try:
@@ -229,7 +201,7 @@ def _resume_complaints(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def load_data(args: argparse.Namespace, style: SegMixStyle, complaints: list[str]) -> Data:
+def load_data(args: TrainingArgs, style: SegMixStyle, complaints: list[str]) -> Data:
     """Read and check the data sets that the flags name.
 
     Args:
@@ -241,7 +213,7 @@ def load_data(args: argparse.Namespace, style: SegMixStyle, complaints: list[str
     complaints = list(complaints)
     subjects = prior = scales = None
     if args.instance_data_dir:
-        subjects = _load(args, complaints)
+        subjects = _load(args.instance_data_dir, args, complaints)
     if subjects is not None:
         complaints += _mixing_complaints(args, subjects, style)
         try:
@@ -249,7 +221,7 @@ def load_data(args: argparse.Namespace, style: SegMixStyle, complaints: list[str
         except ValueError as error:
             complaints.append(str(error))
     if args.with_prior_preservation and args.class_data_dir:
-        prior = _load_prior(args, subjects, complaints)
+        prior = _load_prior(args.class_data_dir, args, subjects, complaints)
     refuse(complaints)
     if subjects is None:  # cannot be: each way to get here left a complaint
         raise SetupError("--instance_data_dir is missing")
@@ -267,10 +239,10 @@ def limit_prior(prior: Subjects, num_images: int) -> Subjects:
     return replace(prior, photos=kept)
 
 
-def _load(args: argparse.Namespace, complaints: list[str]) -> Subjects | None:
+def _load(folder: str, args: TrainingArgs, complaints: list[str]) -> Subjects | None:
     try:
         return load_subjects(
-            args.instance_data_dir,
+            folder,
             min_subjects=2 if args.segmix_prob > 0 else 1,
             caption_key=args.caption_column or DEFAULT_CAPTION_KEY,
             resolution=args.resolution,
@@ -281,12 +253,12 @@ def _load(args: argparse.Namespace, complaints: list[str]) -> Subjects | None:
 
 
 def _load_prior(
-    args: argparse.Namespace, subjects: Subjects | None, complaints: list[str]
+    folder: str, args: TrainingArgs, subjects: Subjects | None, complaints: list[str]
 ) -> Subjects | None:
-    path = f"{args.class_data_dir}/{PRIOR_FILENAME}"
+    path = f"{folder}/{PRIOR_FILENAME}"
     try:
         prior = load_subjects(
-            args.class_data_dir,
+            folder,
             PRIOR_FILENAME,
             caption_key=args.caption_column or DEFAULT_CAPTION_KEY,
             resolution=args.resolution,
@@ -306,9 +278,7 @@ def _load_prior(
     return replace(prior, names=names, photos=photos)
 
 
-def _mixing_complaints(
-    args: argparse.Namespace, subjects: Subjects, style: SegMixStyle
-) -> list[str]:
+def _mixing_complaints(args: TrainingArgs, subjects: Subjects, style: SegMixStyle) -> list[str]:
     if args.segmix_prob == 0:
         return []
     found = []
@@ -327,7 +297,7 @@ def _mixing_complaints(
     return found
 
 
-def _warnings(args: argparse.Namespace, subjects: Subjects, prior: Subjects | None) -> list[str]:
+def _warnings(args: TrainingArgs, subjects: Subjects, prior: Subjects | None) -> list[str]:
     """What is legal but unwise."""
     found = list(subjects.warnings)
     for name, count in Counter(subjects.names.values()).items():

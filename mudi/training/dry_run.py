@@ -4,7 +4,6 @@ Nothing but configurations is read of the base model. What differs from a real G
 kernels' own workspaces, the CUDA context and fragmentation come in as an allowance.
 """
 
-import argparse
 import copy
 import logging
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from mudi.denoising import Models
 from mudi.ground.errors import SetupError, loading
 from mudi.ground.memory import StorageMeter, cuda_autocast, fake_tensors
 from mudi.latents import decode_latents, encode_images
+from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training, prepare_training
 from mudi.training.runtime import Plan, Run, step_generator
 
@@ -45,7 +45,7 @@ CONFIG_FILES = ["*.json", "*.txt", "*.model"]
 
 logger = logging.getLogger("mudi")
 
-LoadModels = Callable[[argparse.Namespace, Accelerator, list[str]], Models]
+LoadModels = Callable[[Any, Accelerator, list[str]], Models]
 RunPass = Callable[..., Tensor]
 
 
@@ -84,7 +84,7 @@ class Need:
 
 
 def tell(
-    args: argparse.Namespace,
+    args: TrainingArgs,
     run: Run,
     backbone: Backbone,
     load_models: LoadModels,
@@ -107,16 +107,17 @@ def tell(
     if need.total <= args.fits * GB:
         print(f"fits {args.fits:g} GB ({need.total / GB:.1f} of {args.fits:g})")
         return
-    advice = save_memory(args, need, lambda changed: simulate(changed, *parts))
+    advice = save_memory(args, args.fits * GB, need, lambda changed: simulate(changed, *parts))
     raise SetupError(f"does not fit {args.fits:g} GB; {advice}")
 
 
 def save_memory(
-    args: argparse.Namespace, need: Need, again: Callable[[argparse.Namespace], Need]
+    args: TrainingArgs, card: float, need: Need, again: Callable[[TrainingArgs], Need]
 ) -> str:
     """Try flags that save memory, each on top of those that helped; say which make it fit.
 
     Args:
+        card: bytes.
         again: what a run with other flags needs.
     """
     given: dict[str, str] = {}
@@ -132,12 +133,12 @@ def save_memory(
         if helps:
             args, need = changed, saved
             given[flag] = word
-        if need.total <= args.fits * GB:
+        if need.total <= card:
             return f"it does with {' '.join(given.values())} ({need.total / GB:.1f} GB)"
     return f"with all that helps it needs {need.total / GB:.1f} GB ({' '.join(given.values())})"
 
 
-def with_local_configs(args: argparse.Namespace) -> argparse.Namespace:
+def with_local_configs(args: TrainingArgs) -> TrainingArgs:
     """Return args that name folders; of a model on the hub its small files are downloaded.
 
     Raises:
@@ -161,7 +162,7 @@ def with_local_configs(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def simulate(
-    args: argparse.Namespace,
+    args: TrainingArgs,
     accelerator: Accelerator,
     dataset: SegMixDataset,
     plan: Plan,
@@ -178,7 +179,7 @@ def simulate(
 
 
 def measure(
-    args: argparse.Namespace,
+    args: TrainingArgs,
     accelerator: Accelerator,
     dataset: SegMixDataset,
     plan: Plan,
@@ -214,7 +215,7 @@ def measure(
 
     resident = meter.now
     meter.reset_peak()
-    generator = step_generator(accelerator, args.seed, 0)
+    generator = step_generator(accelerator, plan.seed, 0)
     moved = replace(batch, **{name: getattr(batch, name).clone() for name in TENSORS})
     run_pass(args, accelerator, models, training, moved, generator, None)
     del moved
@@ -225,7 +226,7 @@ def measure(
     return Need(weights, adapters, optimizer, gradients, vae, prompts, step, loading, pictures)
 
 
-def _decoding_peak(args: argparse.Namespace, models: Models, meter: StorageMeter) -> int:
+def _decoding_peak(args: TrainingArgs, models: Models, meter: StorageMeter) -> int:
     size = (1, args.resolution, args.resolution, 3)
     with torch.no_grad():
         latents = encode_images(models.vae, torch.zeros(size, dtype=torch.uint8), None)
@@ -256,7 +257,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def table(args: argparse.Namespace, backbone: Backbone, need: Need, num_prompts: int) -> str:
+def table(args: TrainingArgs, backbone: Backbone, need: Need, num_prompts: int) -> str:
     """Return the figures as lines of text."""
     kept = {"none": args.mixed_precision}.get(args.quantize_base, args.quantize_base)
     rows = [

@@ -1,6 +1,5 @@
 """The optimizers and learning-rate schedules that the flags name, ready to step."""
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from transformers.optimization import Adafactor
 
 from mudi.denoising import Models
+from mudi.training.args import TrainingArgs
 from mudi.training.planning import Plan
 from mudi.training.saving import keep_in_checkpoints, remove_overwritten, restore
 
@@ -42,7 +42,7 @@ class Training:
 
 def prepare_training(
     accelerator: Accelerator,
-    args: argparse.Namespace,
+    args: TrainingArgs,
     plan: Plan,
     pipeline_class: Any,
     models: Models,
@@ -77,7 +77,7 @@ def trainable(module: nn.Module) -> list[Parameter]:
 
 
 def make_optimizer(
-    args: argparse.Namespace,
+    args: TrainingArgs,
     parameters: list[Parameter],
     text_encoder_parameters: list[Parameter],
     num_processes: int,
@@ -89,7 +89,7 @@ def make_optimizer(
     prodigy = args.optimizer.lower() == "prodigy"
     # Prodigy finds its own rate; two different ones confuse it
     text_encoder_lr = args.learning_rate * scale if prodigy else args.text_encoder_lr
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "params": parameters,
             "lr": args.learning_rate * scale,
@@ -104,7 +104,7 @@ def make_optimizer(
                 "weight_decay": args.adam_weight_decay_text_encoder,
             }
         )
-    shared = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    shared: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if args.dry_run and (args.use_8bit_adam or args.optimizer.lower() != "adamw"):
         return FormulaOptimizer(groups, "adam8bit" if args.use_8bit_adam else args.optimizer)
     if prodigy:
@@ -121,7 +121,7 @@ def make_optimizer(
     return torch.optim.AdamW(groups, fused=True if on_cpu else None, **shared)
 
 
-def _prodigy(args: argparse.Namespace, groups: list[dict], shared: dict[str, Any]) -> Optimizer:
+def _prodigy(args: TrainingArgs, groups: list[dict], shared: dict[str, Any]) -> Optimizer:
     import prodigyopt
 
     if args.learning_rate <= 0.1:
@@ -174,7 +174,7 @@ STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
 }
 
 
-def make_lr_scheduler(args: argparse.Namespace, optimizer: Optimizer, num_steps: int) -> Any:
+def make_lr_scheduler(args: TrainingArgs, optimizer: Optimizer, num_steps: int) -> Any:
     """Build --lr_scheduler; it is stepped once an optimizer step, whatever the process count."""
     return get_scheduler(
         args.lr_scheduler,

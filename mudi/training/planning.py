@@ -1,6 +1,5 @@
 """The course of a run, known before a model is loaded: its steps, epochs, seed and checkpoint."""
 
-import argparse
 import math
 import secrets
 from dataclasses import dataclass, replace
@@ -14,26 +13,14 @@ from accelerate.utils import broadcast_object_list, set_seed
 from mudi.data import DrawSchedule
 from mudi.ground.errors import SetupError
 from mudi.ground.files import clean_up
-from mudi.ground.flags import differences
+from mudi.ground.flags import FIXED, FREE, differences, resuming
 from mudi.metadata import Subjects
+from mudi.training.args import TrainingArgs
 from mudi.training.checkpoints import read_state, resolve_resume, run_of, step_of
 from mudi.training.checks import Data
 from mudi.training.saving import public_arguments
 
 VALIDATION = "validation"  # folder of the images made while training
-# What a checkpoint's tensors depend on: a run that differs here can't load it.
-SHAPE_SETTINGS = "rank use_dora train_text_encoder optimizer use_8bit_adam".split()
-# What a run may change when it is continued and still go on as it would have; all else is compared.
-FREE_SETTINGS = (
-    "output_dir overwrite_output_dir logging_dir report_to wandb_name validation_prompt "
-    "num_validation_images validation_epochs num_validation_inference_steps save_steps "
-    "checkpointing_steps "
-    "checkpoints_total_limit resume_from_checkpoint push_to_hub hub_model_id cache_dir "
-    "output_kohya_format upcast_before_saving dataloader_num_workers local_rank "
-    "gradient_checkpointing logging_steps encode_on_cpu num_train_epochs max_train_steps "
-    "dry_run fits"
-).split()
-
 logger = get_logger("mudi")
 
 
@@ -60,6 +47,11 @@ class Plan:
     schedule: DrawSchedule
 
     @property
+    def seed(self) -> int:
+        """The run's: the flag's, the checkpoint's or a new one."""
+        return self.schedule.seed
+
+    @property
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of the run."""
         return {"run": self.run, "settings": self.settings}
@@ -77,7 +69,7 @@ class Plan:
         return replace(self.schedule, first_step=first_step)
 
 
-def plan_run(accelerator: Accelerator, args: argparse.Namespace, data: Data) -> Plan:
+def plan_run(accelerator: Accelerator, args: TrainingArgs, data: Data) -> Plan:
     """Mend what a killed run left, find the checkpoint to resume, settle the seed, count steps.
 
     Gives args.seed a value that all processes share: the flag's, the checkpoint's or a new one.
@@ -128,7 +120,7 @@ def plan_run(accelerator: Accelerator, args: argparse.Namespace, data: Data) -> 
     )
 
 
-def _epoch_steps(accelerator: Accelerator, args: argparse.Namespace, data: Data) -> int:
+def _epoch_steps(accelerator: Accelerator, args: TrainingArgs, data: Data) -> int:
     """Return the optimizer steps in which every photo, or every class picture, comes once.
 
     Whichever are more: so the original counts epochs, and with them validation.
@@ -140,7 +132,7 @@ def _epoch_steps(accelerator: Accelerator, args: argparse.Namespace, data: Data)
     return math.ceil(epoch / samples)
 
 
-def _warn_of_warm_up(args: argparse.Namespace, num_steps: int) -> None:
+def _warn_of_warm_up(args: TrainingArgs, num_steps: int) -> None:
     """Warn of a rate that rises for the whole run, and say how far."""
     if args.lr_scheduler == "constant" or args.lr_warmup_steps < num_steps:
         return
@@ -152,7 +144,7 @@ def _warn_of_warm_up(args: argparse.Namespace, num_steps: int) -> None:
     )
 
 
-def _find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
+def _find_resume(args: TrainingArgs, output_dir: Path) -> Path | None:
     if not args.resume_from_checkpoint:
         return None
     warnings: list[str] = []
@@ -162,17 +154,17 @@ def _find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
     if checkpoint is None:
         logger.info(f"--resume_from_checkpoint latest: none in {output_dir}, starting anew")
         return None
-    now = {key: value for key, value in vars(args).items() if key in SHAPE_SETTINGS}
+    now = {key: value for key, value in vars(args).items() if key in resuming(args, FIXED)}
     if changed := differences(read_state(checkpoint)["settings"], now):
         raise SetupError(f"{checkpoint} cannot be continued: {'; '.join(changed)}")
     return checkpoint
 
 
 def _run_settings(
-    accelerator: Accelerator, args: argparse.Namespace, subjects: Subjects
+    accelerator: Accelerator, args: TrainingArgs, subjects: Subjects
 ) -> dict[str, Any]:
     """Return what a checkpoint remembers of its run, to compare when it is continued."""
-    free = set(FREE_SETTINGS)
+    free = set(resuming(args, FREE))
     if not args.lr_scheduler.startswith("constant"):
         free.remove("max_train_steps")  # the rates of the others depend on the run's length
     settings = {key: value for key, value in public_arguments(args).items() if key not in free}

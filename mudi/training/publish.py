@@ -1,6 +1,5 @@
 """The model card beside the weights, and the upload to the hub."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mudi.ground.errors import first_line
 from mudi.ground.files import write_text
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import Subjects
+from mudi.training.args import TrainingArgs
 from mudi.training.planning import VALIDATION
 from mudi.training.saving import save_results
 
@@ -24,12 +24,12 @@ logger = get_logger("mudi")
 NOT_UPLOADED = ["checkpoint-*/**", "wandb/**", ".*"]
 
 
-def repository_name(args: argparse.Namespace) -> str:
+def repository_name(args: TrainingArgs) -> str:
     """Return the hub repository that --hub_model_id or --output_dir names."""
     return args.hub_model_id or Path(args.output_dir).resolve().name
 
 
-def check_login(args: argparse.Namespace) -> list[str]:
+def check_login(args: TrainingArgs) -> list[str]:
     """Complain at the start of a run if the upload at its end can't work."""
     if not args.push_to_hub:
         return []
@@ -42,15 +42,13 @@ def check_login(args: argparse.Namespace) -> list[str]:
     return []
 
 
-def write_model_card(
-    folder: Path, args: argparse.Namespace, subjects: Subjects, pipeline: str
-) -> Path:
+def write_model_card(folder: Path, args: TrainingArgs, subjects: Subjects, pipeline: str) -> Path:
     """Write README.md: what was trained on what, and a snippet that loads it.
 
     Args:
         pipeline: name of the diffusers pipeline.
     """
-    base = args.pretrained_model_name_or_path
+    base = args.base
     precision = (
         "bfloat16" if pipeline.startswith("Flux") else "float16"
     )  # FLUX overflows in float16
@@ -97,7 +95,7 @@ in `run_arguments.json`.
 
 
 def finish(
-    args: argparse.Namespace,
+    args: TrainingArgs,
     accelerator: Accelerator,
     subjects: Subjects,
     pipeline_class: Any,
@@ -119,7 +117,7 @@ def finish(
     accelerator.end_training()
 
 
-def push(folder: Path, args: argparse.Namespace) -> str:
+def push(folder: Path, args: TrainingArgs) -> str:
     """Upload the results (not the resumable states and logs); return the commit's address."""
     api = HfApi()
     repository = api.create_repo(repository_name(args), exist_ok=True).repo_id

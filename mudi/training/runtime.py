@@ -1,6 +1,5 @@
 """What a training script sets up before its loop, and what it tells while that runs."""
 
-import argparse
 import hashlib
 import logging
 import math
@@ -32,7 +31,7 @@ from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import write_image
 from mudi.ground.locks import hold
 from mudi.segmix import SegMixStyle
-from mudi.training.args import CACHED_CROPS, resolve_mixed_precision, trackers
+from mudi.training.args import CACHED_CROPS, TrainingArgs, resolve_mixed_precision, trackers
 from mudi.training.checkpoints import checkpoints
 from mudi.training.checks import load_data
 from mudi.training.planning import VALIDATION, Plan, plan_run
@@ -58,7 +57,7 @@ class Run:
 
 
 def set_up(
-    args: argparse.Namespace,
+    args: TrainingArgs,
     complaints: list[str],
     backbone: Backbone,
 ) -> Run:
@@ -82,14 +81,14 @@ def set_up(
     if args.segmix_pool:
         _tell_use(args, plan)
     start_trackers(accelerator, args, f"mudi-{backbone.name}")
-    options = sample_options(args, backbone.style, data.scales)
+    options = sample_options(args, backbone.style, data.scales, plan.seed)
     dataset = SegMixDataset(data.subjects, options, data.prior)
-    log_collages(accelerator, args, dataset)
+    log_collages(accelerator, args, dataset, plan.seed)
     return Run(accelerator, plan, dataset)
 
 
 def save_memory(
-    args: argparse.Namespace, denoiser: Any, vae: AutoencoderKL, encoders: dict[str, Any]
+    args: TrainingArgs, denoiser: Any, vae: AutoencoderKL, encoders: dict[str, Any]
 ) -> None:
     """Switch on what the flags say of attention, gradient checkpointing and the VAE."""
     if args.vae_slicing:
@@ -102,7 +101,7 @@ def save_memory(
             encoder.gradient_checkpointing_enable()
 
 
-def make_accelerator(args: argparse.Namespace, gpu_precision: str) -> Accelerator:
+def make_accelerator(args: TrainingArgs, gpu_precision: str) -> Accelerator:
     """Start accelerate; gpu_precision is the script's default on a GPU.
 
     Raises:
@@ -138,7 +137,7 @@ def make_accelerator(args: argparse.Namespace, gpu_precision: str) -> Accelerato
     )
 
 
-def make_dry_accelerator(args: argparse.Namespace, usual: str) -> Accelerator:
+def make_dry_accelerator(args: TrainingArgs, usual: str) -> Accelerator:
     """Start accelerate on the CPU as it would be on a GPU, to count memory; one pass is a step.
 
     Half precision is bfloat16 then, whichever it is: their sizes are the same.
@@ -160,12 +159,12 @@ def weight_dtype(accelerator: Accelerator) -> torch.dtype:
 
 
 def sample_options(
-    args: argparse.Namespace, style: SegMixStyle, scales: dict[str, float] | None
+    args: TrainingArgs, style: SegMixStyle, scales: dict[str, float] | None, seed: int
 ) -> SampleOptions:
-    """Return what the flags say of how photos become samples; args.seed is settled."""
+    """Return what the flags say of how photos become samples."""
     pool = None
     if args.segmix_pool:
-        pool = Pool(args.segmix_pool, args.segmix_pool_refresh, args.seed)
+        pool = Pool(args.segmix_pool, args.segmix_pool_refresh, seed)
     return SampleOptions(
         resolution=args.resolution,
         style=style,
@@ -181,7 +180,7 @@ def sample_options(
     )
 
 
-def _tell_use(args: argparse.Namespace, plan: Plan) -> None:
+def _tell_use(args: TrainingArgs, plan: Plan) -> None:
     """Say how many collages a pool of that size and pace makes, and how often they are drawn."""
     steps = max(0, plan.num_steps - args.segmix_start_step)
     drawn = steps * args.gradient_accumulation_steps * args.train_batch_size * args.segmix_prob
@@ -192,7 +191,7 @@ def _tell_use(args: argparse.Namespace, plan: Plan) -> None:
     )
 
 
-def start_trackers(accelerator: Accelerator, args: argparse.Namespace, name: str) -> None:
+def start_trackers(accelerator: Accelerator, args: TrainingArgs, name: str) -> None:
     """Start the trackers that --report_to asks for.
 
     Raises:
@@ -216,7 +215,7 @@ def start_trackers(accelerator: Accelerator, args: argparse.Namespace, name: str
         ) from error
 
 
-def _wandb_settings(args: argparse.Namespace) -> dict[str, Any]:
+def _wandb_settings(args: TrainingArgs) -> dict[str, Any]:
     import wandb  # slow to import, and only some runs use it
 
     if os.environ.get("WANDB_MODE", "online") == "online":
@@ -254,7 +253,7 @@ class StepNumbers:
 
 def report_if_due(
     accelerator: Accelerator,
-    args: argparse.Namespace,
+    args: TrainingArgs,
     plan: Plan,
     progress: tqdm,
     unread: list[StepNumbers],
@@ -278,7 +277,7 @@ def report_if_due(
     unread.clear()
 
 
-def _reads_losses(args: argparse.Namespace, plan: Plan, step: int) -> bool:
+def _reads_losses(args: TrainingArgs, plan: Plan, step: int) -> bool:
     periods = (args.logging_steps, args.save_steps, args.checkpointing_steps)
     return plan.validates(step) or any(step % period == 0 for period in periods)
 
@@ -314,11 +313,11 @@ def log_images(
 
 
 def log_collages(
-    accelerator: Accelerator, args: argparse.Namespace, dataset: SegMixDataset
+    accelerator: Accelerator, args: TrainingArgs, dataset: SegMixDataset, seed: int
 ) -> None:
     """Show a sheet of training collages at the start, in --output_dir and in the trackers."""
     if args.segmix_prob > 0 and accelerator.is_main_process:
-        sheet = collage_sheet(dataset, COLLAGES_SHOWN, args.seed)
+        sheet = collage_sheet(dataset, COLLAGES_SHOWN, seed)
         log_images(accelerator, Path(args.output_dir), "collages", [sheet], 0)
 
 
@@ -330,7 +329,7 @@ def report(accelerator: Accelerator, progress: tqdm, step: int, **scalars: float
 
 def validate_if_due(
     accelerator: Accelerator,
-    args: argparse.Namespace,
+    args: TrainingArgs,
     plan: Plan,
     models: Models,
     step: int,
@@ -340,6 +339,6 @@ def validate_if_due(
         return
     models.denoiser.eval()
     with accelerator.autocast():
-        images = [models.sample(args.seed + i) for i in range(args.num_validation_images)]
+        images = [models.sample(plan.seed + i) for i in range(args.num_validation_images)]
     models.denoiser.train()
     log_images(accelerator, plan.output_dir / VALIDATION, "validation", images, step)

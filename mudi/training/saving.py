@@ -1,6 +1,5 @@
 """What a run writes: resumable states, LoRA files, its arguments; complete or not at all."""
 
-import argparse
 import json
 import pickle
 import random
@@ -28,6 +27,7 @@ from mudi.ground.files import (
     write_text,
 )
 from mudi.ground.flags import differences
+from mudi.training.args import TrainingArgs
 from mudi.training.checkpoints import (
     STATE_NAME,
     beyond_limit,
@@ -205,7 +205,7 @@ def save_checkpoint(
 
 def save_if_due(
     accelerator: Accelerator,
-    args: argparse.Namespace,
+    args: TrainingArgs,
     record: dict[str, Any],
     pipeline_class: Any,
     models: Mapping[str, Any],
@@ -222,7 +222,7 @@ def save_if_due(
 
 def save_results(
     folder: Path,
-    args: argparse.Namespace,
+    args: TrainingArgs,
     pipeline_class: Any,
     models: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
@@ -239,6 +239,6 @@ def save_results(
     write_text(folder / ARGUMENTS_NAME, arguments + "\n")
 
 
-def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def public_arguments(args: TrainingArgs) -> dict[str, Any]:
     """Return the run's arguments without bookkeeping; none of them is a secret."""
     return {key: value for key, value in vars(args).items() if key != "refused"}
