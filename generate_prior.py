@@ -150,9 +150,9 @@ def read_classes(args: argparse.Namespace, problems: list[str]) -> dict[str, str
         problems.append("--id goes with one class; --gen_class names the ids itself")
     classes = id_table(words, "--gen_class", problems)
     problems += [
-        f'id "{subject}": letters, digits, "_" and "-" only, as files are named after it'
+        f'id "{subject}": up to 99 letters, digits, "_" and "-", as files are named after it'
         for subject in classes
-        if not re.fullmatch(r"[\w-]+", subject)
+        if not re.fullmatch(r"[\w-]{1,99}", subject)
     ]
     return classes
 

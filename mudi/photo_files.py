@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from mudi.ground.errors import SetupError
+from mudi.texts import has_half_character
 
 # What Pillow opens and is no photo: data that it has no reader for, films, drawings.
 _NO_PHOTOS = set(".bufr .grib .h5 .hdf .fit .fits .mpeg .mpg .eps .ps .wmf .emf .iim".split())
@@ -73,7 +74,7 @@ def photo_files(folder: Path) -> list[Path]:
     visited twice. Photos keep the names that they have by way of the link.
 
     Raises:
-        SetupError: a folder may not be read.
+        SetupError: a folder may not be read, or a name is no text.
     """
     real_folder = folder.resolve()
     waiting, links = deque([folder]), deque[Path]()
@@ -95,4 +96,7 @@ def photo_files(folder: Path) -> list[Path]:
                 (links if entry.is_symlink() else waiting).append(entry)
             elif entry.suffix.lower() in photo_suffixes() and entry.is_file():
                 found.append(entry)
+    for path in found:
+        if has_half_character(str(path)):
+            raise SetupError(f"{str(path)!a}: the name is no UTF-8; rename it")
     return sorted(found)

@@ -212,10 +212,17 @@ def _sync(path: Path) -> None:
 
 def unwritable(folder: Path) -> str | None:
     """Say why a folder can't be made or written, or return None."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        return f"{existing} is a file"
-    return None if os.access(existing, os.W_OK) else f"{existing} cannot be written"
+    for path in (folder, *folder.absolute().parents):
+        try:
+            path.lstat()  # of a link that leads nowhere, too
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:  # a name that no file can have, a loop of links
+            return f"no folder can be made there ({getattr(error, 'strerror', None) or error})"
+        if not path.is_dir():
+            return f"{path} is a {'link that leads nowhere' if path.is_symlink() else 'file'}"
+        return None if os.access(path, os.W_OK) else f"{path} cannot be written"
+    return f"{folder}: no such place"
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -201,6 +201,8 @@ def id_table(words: list[str], flag: str, problems: list[str]) -> dict[str, str]
         key, _, value = word.partition("=")
         if not key.strip() or not value.strip():
             problems.append(f'{flag} {word}: write it as ID="text"')
+        elif word != word.encode(errors="ignore").decode():
+            problems.append(f"{flag} {word!a}: holds half a character; type it again")
         elif key in table:
             problems.append(f"{flag}: {key} is given twice")
         table[key] = value.strip()

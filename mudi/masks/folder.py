@@ -6,6 +6,7 @@ write_metadata(folder, jobs, names)
 """
 
 import argparse
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from segment_anything import sam_model_registry
 
-from mudi.ground.files import replace_file, write_records
+from mudi.ground.files import TEMPORARY, replace_file, write_records
 from mudi.masks import segment
 from mudi.metadata import NO_NAMES, MetadataError, file_problem, load_subjects, read_records
 from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
@@ -26,6 +27,7 @@ from mudi.texts import is_file
 METADATA = "metadata.jsonl"
 SHEET = "masks_sheet.png"
 MASK_PREFIX = "mask_"
+LONGEST_NAME = 255 - len(TEMPORARY)  # bytes, of a file that is written under another name first
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
             )
         elif problem := file_problem("mask_path", mask_path):
             problems.append(f"{folder / METADATA}: {name}: {problem}")
+        elif len(os.fsencode(Path(mask_path).name)) > LONGEST_NAME:
+            problems.append(f"{name}: the name of its mask is too long for a file; shorten it")
         elif (mask := folder / normpath(mask_path)) in taken:
             problems.append(f"{name}: its mask {mask.name} is another photo's; rename the photo")
         else:

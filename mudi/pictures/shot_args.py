@@ -10,7 +10,7 @@ from mudi.ground.files import unwritable
 from mudi.ground.flags import id_numbers, looks_local
 from mudi.metadata import MetadataError, Subjects, load_subjects
 from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
-from mudi.texts import folded
+from mudi.texts import folded, has_half_character
 
 MAX_SEED = 2**63 - 1  # torch's
 
@@ -83,6 +83,9 @@ def read_prompts(args: argparse.Namespace, problems: list[str]) -> list[str]:
             problems.append(f"--prompt_file {args.prompt_file}: cannot be read ({error})")
             return []
     prompts = [line.strip() for line in lines if line.strip()]
+    for text in [*prompts, args.negative_prompt or ""]:
+        if has_half_character(text):
+            problems.append(f"the prompt {text!a} holds half a character; type it again")
     if not prompts:
         problems.append("there is no prompt: all lines are empty")
     return prompts
