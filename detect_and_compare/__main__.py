@@ -51,6 +51,7 @@ from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import ImageError
 from mudi.metadata import MetadataError
+from mudi.texts import printable
 
 SCORES, SUMMARY, REPORT, RUN = "scores.jsonl", "summary.csv", "report.html", "run.json"
 CACHE = "reference_embeddings"
@@ -134,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
     state = join_processes()
     hold(args.output, state)
     for subject, query in settings["queries"].items():
-        state.print(f'{subject}: looking for "{query}"')
+        state.print(printable(f'{subject}: looking for "{query}"'))
     with state.local_main_process_first():  # fetches what the others then find on the disk
         detector, metrics, clip_text = load_models(args, queries, references, state.device)
     expected = {metric.name: metric.expected for metric in metrics}
@@ -230,7 +231,7 @@ def change_complaints(args: argparse.Namespace, settings: Mapping[str, Any]) -> 
         return []
     try:
         earlier = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         return [f"{path}: cannot be read ({error}); --overwrite, or another --output"]
     told = "; ".join(differences(earlier, dict(settings)))
     return [f"{path}: scored otherwise ({told}); --overwrite, or another --output"] * bool(told)

@@ -14,6 +14,7 @@ from detect_and_compare.measure import Record
 from detect_and_compare.pictures import Picture
 from detect_and_compare.score import Verdict
 from mudi.ground.files import write_text
+from mudi.texts import printable
 
 DIGITS = 6  # of the numbers in scores.jsonl and summary.csv
 
@@ -97,7 +98,7 @@ class Summary:
 
     def told(self) -> str:
         """Return the row as a line of text."""
-        where = f"{self.group}: {self.measure}" if self.group else self.measure
+        where = printable(f"{self.group}: {self.measure}" if self.group else self.measure)
         if self.mean is None:
             return f"{where}: no picture has a score; {self.unreadable} unreadable"
         error = "" if self.standard_error is None else f" ± {self.standard_error:.3f}"

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from mudi.photo_files import is_raw, reading_help, register_plugins
 
+NOTE = "mudi"  # key of our text in a PNG; a JPEG has it as its comment
 FOREGROUND_LEVEL = 128  # JPEG masks ring around 0 and 255; a pixel is foreground above this
 
 # Everything that Pillow's readers raise on files that are not, or no longer, the image they claim,
@@ -137,6 +138,16 @@ def decoding_bytes(path: Path) -> int:
             return _BYTES_A_PIXEL * image.width * image.height
     except _READ_ERRORS:
         return 0
+
+
+def note_in(path: Path) -> str:
+    """Return what `mudi.masks.folder.write_mask` noted in a picture; empty where it did not."""
+    try:
+        with Image.open(path) as image:
+            note = image.info.get(NOTE, image.info.get("comment", ""))
+    except _READ_ERRORS:
+        return ""
+    return note.decode(errors="replace") if isinstance(note, bytes) else str(note)
 
 
 def _read(path: Path) -> Image.Image:

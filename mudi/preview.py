@@ -16,6 +16,7 @@ from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image
 from mudi.ground.flags import Parser
 from mudi.metadata import MetadataError, load_subjects
+from mudi.texts import printable
 from mudi.training.args import MIXES, subject_scales
 
 
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     except ValueError as error:
         refuse([str(error)])
     for warning in subjects.warnings:
-        print(warning, file=sys.stderr)
+        print(printable(warning), file=sys.stderr)
     options = SampleOptions(
         resolution=args.resolution,
         style=BACKBONES[args.style].style,

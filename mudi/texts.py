@@ -18,6 +18,11 @@ def has_half_character(text: str) -> bool:
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def printable(text: str) -> str:
+    """Return a text with escape sequences and the like spelt out, as a terminal would obey them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def find_file(folder: Path, name: str) -> Path | None:
     """Return the file in a folder that has this relative name, or the only one that looks like it.
 

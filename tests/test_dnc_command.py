@@ -332,6 +332,12 @@ def test_summary_numbers():
     )
 
 
+def test_a_groups_escape_sequences_do_not_reach_the_terminal():
+    [row] = summarise([line_of("good", 1.0, "\x1b[2Jred\u202e größe\n")], ["net"], None, "group")
+    assert row.group == "\x1b[2Jred\u202e größe\n"
+    assert row.told().startswith(r"\x1b[2Jred\u202e größe\n: net: 1.000 over 1 pictures")
+
+
 def test_the_notebook_runs_and_is_kept_without_outputs():
     path = ROOT / "detect_and_compare" / "demo.ipynb"
     notebook = nbformat.read(path, as_version=4)

@@ -174,6 +174,28 @@ def test_existing_masks_are_kept_unless_overwritten(photos, detectors):
     assert load_mask(photos / "mask_a0.png").sum() == 40 * 40
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_sheet_is_the_same_after_an_interruption(tmp_path, detectors, suffix):
+    """Boxes and notes of masks that are there already are drawn as when they were made."""
+    for i in range(3):
+        draw_photo(tmp_path / f"a{i}.png", (20 + i, 10, 60, 50))
+    lines = [{"id": "a", "file_name": f"a{i}.png", "mask_path": f"m{i}.{suffix}"} for i in range(3)]
+    save_lines(tmp_path, {"id": {"a": "x"}}, *lines)
+    query = ["--query", "a=robot"]
+    run(tmp_path, detectors[1], query=query)
+    sheet = np.asarray(Image.open(tmp_path / "masks_sheet.png"))
+    (tmp_path / f"m1.{suffix}").unlink()
+    run(tmp_path, detectors[1], query=query)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks_sheet.png")), sheet)
+    own = Image.new("L", (96, 64), 0)
+    own.paste(255, (0, 0, 48, 32))
+    own.save(tmp_path / f"m1.{suffix}")
+    run(tmp_path, detectors[1], query=query)
+    other = np.asarray(Image.open(tmp_path / "masks_sheet.png"))
+    assert np.array_equal(other[:, :320], sheet[:, :320])
+    assert not np.array_equal(other[:, 320:640], sheet[:, 320:640])
+
+
 def test_a_damaged_mask_does_not_stop_the_others(photos, detectors):
     (photos / "mask_a0.png").write_bytes(b"")
     with pytest.raises(SystemExit, match=r"a0.png: its mask mask_a0.png cannot be read; delete"):

@@ -11,13 +11,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import normpath
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from segment_anything import sam_model_registry
 
 from mudi.ground.files import TEMPORARY, replace_file, write_records
+from mudi.images import NOTE
 from mudi.masks import segment
 from mudi.metadata import NO_NAMES, MetadataError, file_problem, load_subjects, read_records
 from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
@@ -232,9 +235,16 @@ def is_plausible(mask: np.ndarray) -> bool:
     return bool(MIN_FOREGROUND <= mask.mean() <= MAX_FOREGROUND)
 
 
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask (H, W) bool as black and white, lossy only where the name says JPEG."""
+def write_mask(path: Path, mask: np.ndarray, note: str = "") -> None:
+    """Write a mask (H, W) bool as black and white, lossy only where the name says JPEG.
+
+    Args:
+        note: what `note_in` is to find in the file.
+    """
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    lossy = path.suffix.lower() in (".jpg", ".jpeg")
-    options = {"format": "JPEG", "quality": 95} if lossy else {"format": "PNG"}
+    options: dict[str, Any] = {"format": "JPEG", "quality": 95, "comment": note}
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        text = PngInfo()
+        text.add_itxt(NOTE, note)
+        options = {"format": "PNG", "pnginfo": text}
     replace_file(path, lambda temporary: picture.save(temporary, **options))

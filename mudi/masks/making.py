@@ -5,6 +5,7 @@ results = make_masks(jobs, masker)
 result_sheet(results).show()
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from mudi.ground.sheets import contact_sheet, outline
-from mudi.images import Box, ImageError, load_mask, load_rgb
+from mudi.images import Box, ImageError, load_mask, load_rgb, note_in
 from mudi.masks import segment
 from mudi.masks.folder import Job, is_plausible, write_mask
 
@@ -91,7 +92,7 @@ class Masker:
             raise UnresolvedError(
                 f"the mask covers {mask.mean():.1%} of the photo; give a --box or a --point by hand"
             )
-        write_mask(job.mask, mask)
+        write_mask(job.mask, mask, json.dumps({"box": place, "note": note}))
         return place, note
 
     def _find(self, job: Job, image: Image.Image) -> tuple[Box, str]:
@@ -153,7 +154,8 @@ def make_masks(
     for job in tqdm(jobs, desc="masks"):
         box = _by_hand(job, boxes)
         marks = _by_hand(job, points) or ()
-        note, problem, used, mask = "kept", None, None, None
+        problem, mask = None, None
+        used, note = _noted(job)
         try:
             if overwrite or box or marks or not job.mask.is_file():
                 used, note = masker.make(job, box, marks)
@@ -162,6 +164,16 @@ def make_masks(
             note, problem = "NO MASK", str(error)
         results.append(Result(job, _picture(job, used, mask), note, problem))
     return results
+
+
+def _noted(job: Job) -> tuple[Box | None, str]:
+    """Return the box and the note of a mask that is there, as `Masker.make` returned them."""
+    try:
+        noted = json.loads(note_in(job.mask) or "{}")
+        box = noted["box"]
+        return (None if box is None else Box(*map(int, box))), str(noted["note"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None, "kept"
 
 
 def _made_mask(job: Job) -> np.ndarray:
