@@ -229,7 +229,7 @@ def test_masks_can_come_later(models, pair, tmp_path, capsys):
         (["--gen_class", "dog", "--mask_dir", "/elsewhere"], "--mask_dir /elsewhere: must lie in"),
         (["--gen_class", "dog", "--owl_query", "b=x"], "--owl_query: no class with id b"),
         (["--gen_class", " "], '--gen_class a= : write it as ID="text"'),
-        (["--gen_class", "dog", "--id", "../b"], 'id "../b": letters, digits'),
+        (["--gen_class", "dog", "--id", "../b"], 'id "../b": up to 99 letters'),
         (["--gen_class", "dog", "--resolution", "100"], "must be a multiple of 8"),
         (["--gen_class", "dog", "--tries", "0"], "--tries 0: must be 1 or more"),
         (["--gen_class", "dog", "--prompt", "a dog"], "write {} where the class goes"),

@@ -1,6 +1,7 @@
 """Who may import whom: down only, and no wing another (mudi/__init__.py draws the floors)."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,17 @@ def test_the_top_is_not_imported_from_below():
     tops = {"mini", "experiments", "benchmarks", "inference", "generate_masks", "generate_prior"}
     for path in FILES:
         assert not {module.split(".")[0] for module in imported(path)} & tops, path
+
+
+def test_what_is_installed_imports_nothing_that_is_not():
+    """Root scripts, tests and experiments are there in a checkout only, and on its path."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = settings["tool"]["setuptools"]["packages"]
+    here = {path.stem for path in ROOT.glob("*.py")} | {
+        path.name for path in ROOT.iterdir() if path.is_dir() and list(path.glob("*.py"))
+    }
+    left_out = here - {package.split(".")[0] for package in packages}
+    assert {"generate_prior", "experiments", "benchmarks", "tests"} <= left_out
+    for package in packages:
+        for path in (ROOT / package.replace(".", "/")).glob("*.py"):
+            assert not {module.split(".")[0] for module in imported(path)} & left_out, path
