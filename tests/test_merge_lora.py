@@ -226,7 +226,7 @@ def test_a_checkpoint_wins_over_the_lora_started_from(backbone, tmp_path, caplog
     torch.testing.assert_close(lora_of(resumed), lora_of(straight), rtol=0, atol=0)
     assert "resume_lora was" not in caplog.text
     again = f"--resume_lora {start / WEIGHTS_NAME}"
-    backbone.train(tmp_path / "resumed", more, resume, again)
+    backbone.train(tmp_path / "again", more, resume, again)
     assert f"resume_lora was '{start}' and is '{start / WEIGHTS_NAME}'" in caplog.text
 
 
