@@ -46,7 +46,7 @@ def leave(disk: Path, free: int) -> Path:
 
 
 def told(path: Path) -> str:
-    return rf"^{re.escape(str(path))}: the disk is full: [\d.]+ MB or more are wanted, 0\.\d MB are"
+    return rf"^{re.escape(str(path))}: the disk is full: [\d.]+ [kM]B or more are wanted, [\d.]+ kB"
 
 
 def save_array(path: Path) -> None:

@@ -92,7 +92,9 @@ def _remove(path: Path) -> None:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+    units = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+    name = next((name for name, unit in units.items() if count >= unit), "kB")
+    return f"{count / units[name]:.1f} {name}"
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
