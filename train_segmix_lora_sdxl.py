@@ -13,31 +13,11 @@ the published run, README.md and --help the rest.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.logging import get_logger
-from diffusers import StableDiffusionXLPipeline
-from torch import Tensor
-
-from mudi import lora
-from mudi.backbones import quantization, sdxl
-from mudi.backbones.table import SDXL
-from mudi.data import Batch, SegMixDataset, make_loader
-from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
-from mudi.ground.errors import loading, program
 from mudi.ground.flags import flag, parse
-from mudi.latents import LatentCache, encode_images
-from mudi.losses import latent_weight
-from mudi.training import checks, dry_run, publish, runtime, saving
 from mudi.training.args import TrainingArgs
-from mudi.training.optimizers import Training, prepare_training
 
 PUBLISHED_DCO_BETA = 1000.0
-
-logger = get_logger("mudi")
 
 
 @dataclass
@@ -64,6 +44,32 @@ def parse_args(argv: list[str] | None = None) -> SdxlArgs:
     if args.dco_beta is None:
         args.dco_beta = 0.0 if args.with_prior_preservation else PUBLISHED_DCO_BETA
     return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
+
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from mudi import lora
+from mudi.backbones import quantization, sdxl
+from mudi.backbones.table import SDXL
+from mudi.data import Batch, SegMixDataset, make_loader
+from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
+from mudi.ground.errors import loading, program
+from mudi.latents import LatentCache, encode_images
+from mudi.losses import latent_weight
+from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training.optimizers import Training, prepare_training
+
+logger = get_logger("mudi")
 
 
 def check_args(args: SdxlArgs) -> list[str]:
@@ -201,4 +207,4 @@ def main(args: SdxlArgs) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

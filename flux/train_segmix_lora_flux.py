@@ -13,31 +13,11 @@ holds the published run, README.md and --help the rest. On a small GPU add --qua
 """  # noqa: E501
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.logging import get_logger
-from diffusers import FluxPipeline
-from torch import Tensor
-
-from mudi import lora
-from mudi.backbones import flux, quantization
-from mudi.backbones.table import FLUX
-from mudi.data import Batch, SegMixDataset, make_loader
-from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
-from mudi.ground.errors import loading, program
 from mudi.ground.flags import FREE, flag, parse
-from mudi.latents import LatentCache, encode_images
-from mudi.losses import latent_weight
-from mudi.training import checks, dry_run, publish, runtime, saving
 from mudi.training.args import TrainingArgs
-from mudi.training.optimizers import Training, prepare_training
 
-SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
-
-logger = get_logger("mudi")
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
 
 
 @dataclass
@@ -51,7 +31,7 @@ class FluxArgs(TrainingArgs):
     weighting_scheme: str = flag(
         "none",
         "which noise levels are drawn more often, or weighed more",
-        choices=flux.WEIGHTING_SCHEMES,
+        choices=WEIGHTING_SCHEMES,
     )
     logit_mean: float = flag(0.0, "of logit_normal's normal")
     logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
@@ -79,6 +59,34 @@ def parse_args(argv: list[str] | None = None) -> FluxArgs:
         caption_column=None,
         dco_beta=0.0,
     )
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
+
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from mudi import lora
+from mudi.backbones import flux, quantization
+from mudi.backbones.table import FLUX
+from mudi.data import Batch, SegMixDataset, make_loader
+from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
+from mudi.ground.errors import loading, program
+from mudi.latents import LatentCache, encode_images
+from mudi.losses import latent_weight
+from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training.optimizers import Training, prepare_training
+
+SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
+
+logger = get_logger("mudi")
 
 
 def check_args(args: FluxArgs) -> list[str]:
@@ -206,4 +214,4 @@ def main(args: FluxArgs) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

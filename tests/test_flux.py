@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from safetensors.torch import load_file
 from training import lora_of, move_weights
 
+import train_segmix_lora_flux
 from mudi import denoising, lora
 from mudi.backbones import flux, quantization
 from mudi.denoising import denoising_errors
@@ -198,7 +199,7 @@ def test_text_encoders_are_freed_before_the_transformer_is_loaded(
     assert freed == [None, None]
 
 
-@pytest.mark.parametrize("scheme", flux.WEIGHTING_SCHEMES)
+@pytest.mark.parametrize("scheme", train_segmix_lora_flux.WEIGHTING_SCHEMES)
 def test_every_scheme_trains(flux_backbone, tmp_path, scheme):
     flux_backbone.train(tmp_path, f"--weighting_scheme {scheme} --max_train_steps 1")
     assert lora_of(tmp_path)

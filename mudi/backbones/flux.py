@@ -21,8 +21,6 @@ from mudi.backbones import parts
 from mudi.denoising import Corrupted, PromptEncoder
 from mudi.latents import decode_latents
 
-WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
-
 
 def load_scheduler(base: str, **hub: Any) -> FlowMatchEulerDiscreteScheduler:
     """Load the base model's flow-matching scheduler.
