@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 Matching = Literal["greedy", "optimal"]
 Norm = Literal[2, "fro"]  # spectral, Frobenius
@@ -161,6 +160,8 @@ def _match(similarity: np.ndarray, matching: Matching) -> dict[int, int]:
         raise ValueError(f'matching {matching!r}: "greedy" and "optimal" are known')
     count, num_subjects = similarity.shape
     if matching == "optimal" or count < num_subjects:
+        from scipy.optimize import linear_sum_assignment  # the rest costs NumPy only
+
         rows, columns = linear_sum_assignment(similarity, maximize=True)
         return dict(zip(columns.tolist(), rows.tolist(), strict=True))
     unused = similarity.copy()
