@@ -10,22 +10,59 @@ shows every photo with its box and mask; photos that need help are listed with w
 what to do.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from mudi.ground.flags import flag, id_table, parse
+from mudi.masks.args import MaskingArgs
+
+MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}  # repeatable
+
+
+@dataclass
+class Photos:
+    """photos"""
+
+    instance_data_dir: Path = flag(Path(), "folder of photos", required=True)
+    query: list[str] = flag(
+        [], "what to look for, per subject", **MANY, required=True, metavar="ID=NOUN"
+    )
+    pick: str | None = flag(None, "which of several boxes", choices=("largest", "best"))
+    box: list[str] = flag(
+        [],
+        "a photo's box by hand (px), beyond which nothing is the subject",
+        **MANY,
+        metavar="FILE=x0,y0,x1,y1",
+    )
+    point: list[str] = flag([], "a pixel on the subject; repeatable", **MANY, metavar="FILE=x,y")
+    overwrite: bool = flag(False, "make existing masks anew")
+    write_metadata: bool = flag(False, "complete metadata.jsonl")
+    names: list[str] = flag([], "prompt names for --write_metadata", **MANY, metavar="ID=NAME")
+    device: str | None = flag(None, "of the models; unset: the one that accelerate takes")
+
+
+@dataclass
+class MaskArgs(Photos, MaskingArgs):
+    """What this script takes."""
+
+
+def parse_args(argv: list[str] | None = None) -> MaskArgs:
+    return parse(MaskArgs, __doc__, argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
 
 import torch
 
 from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
-from mudi.ground.flags import Parser, id_table
 from mudi.ground.locks import hold
-from mudi.masks import segment
 from mudi.masks.folder import (
-    METADATA,
     SHEET,
     Job,
-    add_masking_flags,
     find_jobs,
     load_models,
     masking_complaints,
@@ -35,53 +72,10 @@ from mudi.masks.folder import (
 from mudi.masks.making import Masker, make_masks, result_sheet
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instance_data_dir", type=Path, required=True, help="folder of photos")
-    parser.add_argument(
-        "--query",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="ID=NOUN",
-        help="what to look for, per subject",
-    )
-    add_masking_flags(parser, segment.PHOTO_THRESHOLD)
-    parser.add_argument("--pick", choices=("largest", "best"), help="which of several boxes")
-    parser.add_argument(
-        "--box",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE=x0,y0,x1,y1",
-        help="a photo's box by hand (px), beyond which nothing is the subject",
-    )
-    parser.add_argument(
-        "--point",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE=x,y",
-        help="a pixel on the subject; repeatable",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="make existing masks anew")
-    parser.add_argument("--write_metadata", action="store_true", help=f"complete {METADATA}")
-    parser.add_argument(
-        "--names",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="ID=NAME",
-        help="prompt names for --write_metadata",
-    )
-    parser.add_argument("--device", default=str(accelerate_device()), help="of the models")
-    return parser.parse_args(argv)
-
-
 @program
-def main(args: argparse.Namespace) -> None:
-    folder = args.instance_data_dir
-    problems = [*masking_complaints(args), *_device_complaints(args.device)]
+def main(args: MaskArgs) -> None:
+    folder, device = args.instance_data_dir, args.device or str(accelerate_device())
+    problems = [*masking_complaints(args), *_device_complaints(device)]
     queries = id_table(args.query, "--query", problems)
     names = id_table(args.names, "--names", problems)
     boxes = _by_file(args.box, 4, "--box", problems)
@@ -96,9 +90,7 @@ def main(args: argparse.Namespace) -> None:
     refuse(problems)
 
     hold(folder)
-    models = load_models(
-        args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, args.device
-    )
+    models = load_models(args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, device)
     masker = Masker(*models, queries, args.threshold, args.pick)
     one_box = {name: found[0] for name, found in boxes.items()}
     results = make_masks(jobs, masker, one_box, points, args.overwrite)
@@ -156,4 +148,4 @@ def _by_file(
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

@@ -10,13 +10,74 @@ alone: a stopped run goes on with the same command and gives the same pictures; 
 is drawn anew by its next try. Another --id in the same --out_dir adds its class.
 """
 
-import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from mudi.ground.flags import flag, id_table, origins, parse, range_complaints
+from mudi.masks.args import DEFAULT_ID, MaskingArgs
+from mudi.pictures.args import SDXL_BASE, PipelineArgs
+
+PROMPT = "a photo of a {}, simple background, full body view, centered, sharp focus"
+NEGATIVE_PROMPT = "cropped, close-up, several objects, crowd, text, watermark, blurry, deformed"
+GENERATED_THRESHOLD = 0.4  # MuDI's, for generated pictures
+
+
+@dataclass
+class Wishes:
+    """prior set"""
+
+    gen_class: list[str] = flag([], "the class, or ID=CLASS for several", nargs="+", required=True)
+    id: str | None = flag(
+        None, f"the subject's id where --gen_class is one class; unset: {DEFAULT_ID}"
+    )
+    out_dir: Path | None = flag(None, "unset: dataset/prior/<classes>")
+    num_images: int = flag(50, "pictures a class", at_least=1)
+    gen_mask: bool = flag(False, "make masks, without which nothing can train")
+    mask_dir: Path | None = flag(None, "a folder in --out_dir; unset: --out_dir itself")
+    owl_query: list[str] | None = flag(
+        None, "what the detector looks for; unset: the class", nargs="+"
+    )
+    tries: int = flag(10, "at most, until one object is found", at_least=1)
+
+
+@dataclass
+class Pictures:
+    """pictures"""
+
+    prompt: str = flag(PROMPT, "{} is the class", origin=True)
+    negative_prompt: str = flag(NEGATIVE_PROMPT, "what to avoid", origin=True)
+    num_inference_steps: int | None = flag(
+        None, "unset: the pipeline's own", at_least=1, origin=True
+    )
+    guidance_scale: float | None = flag(None, "unset: the pipeline's own", origin=True)
+    resolution: int | None = flag(None, "side (px); unset: the model's own", origin=True)
+    batch_size: int = flag(4, "pictures drawn at once", at_least=1)
+    seed: int = flag(0, "of all pictures", origin=True)
+
+
+@dataclass
+class PriorArgs(Wishes, Pictures, PipelineArgs, MaskingArgs):
+    """What this script takes."""
+
+
+def parse_args(argv: list[str] | None = None) -> PriorArgs:
+    return parse(
+        PriorArgs,
+        __doc__,
+        argv,
+        pretrained_model_name_or_path=SDXL_BASE,
+        threshold=GENERATED_THRESHOLD,
+    )
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
+
 import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,19 +90,16 @@ from tqdm.auto import tqdm
 from mudi.backbones.table import SDXL
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
-from mudi.ground.flags import Parser, id_table
 from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.masks import segment
 from mudi.masks.folder import (
-    add_masking_flags,
     is_plausible,
     load_models,
     masking_complaints,
     write_mask,
 )
 from mudi.masks.prior import (
-    DEFAULT_ID,
     Job,
     check_log,
     class_lines,
@@ -52,8 +110,6 @@ from mudi.masks.prior import (
     write_class_metadata,
 )
 from mudi.pictures.pipelines import (
-    SDXL_BASE,
-    add_pipeline_flags,
     load_pipeline,
     pipeline_backbone,
     pipeline_complaints,
@@ -62,37 +118,10 @@ from mudi.pictures.pipelines import (
 )
 
 LOG = "prior_log.jsonl"
-PROMPT = "a photo of a {}, simple background, full body view, centered, sharp focus"
-NEGATIVE_PROMPT = "cropped, close-up, several objects, crowd, text, watermark, blurry, deformed"
-GENERATED_THRESHOLD = 0.4  # MuDI's, for generated pictures
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flag = parser.add_argument
-    flag("--gen_class", nargs="+", required=True, help="the class, or ID=CLASS for several")
-    flag("--id", help=f"the subject's id where --gen_class is one class ({DEFAULT_ID})")
-    flag("--out_dir", type=Path, help="unset: dataset/prior/<classes>")
-    flag("--num_images", type=int, default=50, help="pictures a class (50)")
-    flag("--gen_mask", action="store_true", help="make masks, without which nothing can train")
-    flag("--mask_dir", type=Path, help="a folder in --out_dir; unset: --out_dir itself")
-    flag("--owl_query", nargs="+", help="what the detector looks for; unset: the class")
-    flag("--tries", type=int, default=10, help="at most, until one object is found (10)")
-    group = parser.add_argument_group("pictures")
-    group.add_argument("--prompt", default=PROMPT, help=f'{{}} is the class ("{PROMPT}")')
-    group.add_argument("--negative_prompt", default=NEGATIVE_PROMPT)
-    group.add_argument("--num_inference_steps", type=int, help="unset: the pipeline's own")
-    group.add_argument("--guidance_scale", type=float, help="unset: the pipeline's own")
-    group.add_argument("--resolution", type=int, help="side (px); unset: the model's own")
-    group.add_argument("--batch_size", type=int, default=4, help="pictures drawn at once (4)")
-    group.add_argument("--seed", type=int, default=0)
-    add_pipeline_flags(parser, SDXL_BASE)
-    add_masking_flags(parser, GENERATED_THRESHOLD)
-    return parser.parse_args(argv)
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: PriorArgs) -> None:
     problems = [*pipeline_complaints(args), *number_complaints(args)]
     classes = read_classes(args, problems)
     queries = read_queries(args, classes, problems)
@@ -118,7 +147,7 @@ def main(args: argparse.Namespace) -> None:
         for index in range(args.num_images)
     ]
     check_log(jobs, journal)
-    todo = unfinished(jobs, journal, args, out_dir)
+    todo = unfinished(jobs, journal, out_dir, args.gen_mask, args.tries, origins(args))
     if todo:
         make(share(todo, state), args, out_dir, mask_dir, journal, state)
     names = [job.image_name for job in jobs]
@@ -127,21 +156,17 @@ def main(args: argparse.Namespace) -> None:
         finish(args, out_dir, classes, listed, records, names)
 
 
-def number_complaints(args: argparse.Namespace) -> list[str]:
+def number_complaints(args: PriorArgs) -> list[str]:
     """Complain about values that can't be meant."""
-    found = [
-        f"--{name} {getattr(args, name)}: must be 1 or more"
-        for name in ("num_images", "tries", "batch_size", "num_inference_steps")
-        if getattr(args, name) is not None and getattr(args, name) < 1
-    ]
+    complaints = range_complaints(args)
     if args.resolution and args.resolution % 8:
-        found.append(f"--resolution {args.resolution}: must be a multiple of 8")
+        complaints.append(f"--resolution {args.resolution}: must be a multiple of 8")
     if "{}" not in args.prompt:
-        found.append(f'--prompt "{args.prompt}": write {{}} where the class goes')
-    return found
+        complaints.append(f'--prompt "{args.prompt}": write {{}} where the class goes')
+    return complaints
 
 
-def read_classes(args: argparse.Namespace, problems: list[str]) -> dict[str, str]:
+def read_classes(args: PriorArgs, problems: list[str]) -> dict[str, str]:
     """Return the class noun of every id that --gen_class and --id name."""
     words = args.gen_class
     if len(words) == 1 and "=" not in words[0]:
@@ -157,9 +182,7 @@ def read_classes(args: argparse.Namespace, problems: list[str]) -> dict[str, str
     return classes
 
 
-def read_queries(
-    args: argparse.Namespace, classes: dict[str, str], problems: list[str]
-) -> dict[str, str]:
+def read_queries(args: PriorArgs, classes: dict[str, str], problems: list[str]) -> dict[str, str]:
     """Return what the detector looks for, by id."""
     words = args.owl_query or []
     if len(words) == 1 and "=" not in words[0]:
@@ -171,7 +194,7 @@ def read_queries(
 
 def make(
     jobs: list[Job],
-    args: argparse.Namespace,
+    args: PriorArgs,
     out_dir: Path,
     mask_dir: Path,
     journal: Journal,
@@ -186,7 +209,7 @@ def make(
     pipeline = load_pipeline(**settings, device=state.device)
     pipeline.vae.enable_slicing()  # SDXL's own decodes in float32: a picture at a time
     place(pipeline, state.device, args.cpu_offload)
-    waiting = deque(jobs)
+    waiting, origin = deque(jobs), origins(args)
     with tqdm(total=len(jobs), desc="pictures", disable=not state.is_main_process) as bar:
         while waiting:
             batch = [waiting.popleft() for _ in range(min(args.batch_size, len(waiting)))]
@@ -199,7 +222,7 @@ def make(
                     waiting.append(job)
                     continue
                 record = write_picture(job, image, mask, out_dir, mask_dir)
-                journal.add({**record, "settings": settings_of(job, args)})
+                journal.add({**record, "settings": settings_of(job, origin)})
                 bar.update()
 
 
@@ -222,7 +245,7 @@ def write_picture(
 
 
 def draw(
-    pipeline: StableDiffusionXLPipeline, batch: list[Job], args: argparse.Namespace
+    pipeline: StableDiffusionXLPipeline, batch: list[Job], args: PriorArgs
 ) -> list[Image.Image]:
     """Draw one picture a job."""
     given = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale")}
@@ -237,7 +260,7 @@ def draw(
 
 
 def masker(
-    args: argparse.Namespace, queries: Iterable[str], device: torch.device
+    args: PriorArgs, queries: Iterable[str], device: torch.device
 ) -> Callable[[Image.Image, str], tuple[np.ndarray | None, int]]:
     """Return what finds a text's object in a picture: its mask, if it is one, and their number.
 
@@ -260,7 +283,7 @@ def masker(
 
 
 def finish(
-    args: argparse.Namespace,
+    args: PriorArgs,
     out_dir: Path,
     classes: dict[str, str],
     listed: list[dict],
@@ -314,4 +337,4 @@ def tell_failures(noun: str, tries: int, failures: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

@@ -15,7 +15,17 @@ Each picture follows from --seed, its number and the flags alone: a stopped run 
 same command, and `accelerate launch inference.py` shares the pictures among processes.
 """
 
-import argparse
+from mudi.ground.flags import parse
+from mudi.pictures.args import LLM, RANDOM, PictureArgs
+
+
+def parse_args(argv: list[str] | None = None) -> PictureArgs:
+    return parse(PictureArgs, __doc__, argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
+
 import hashlib
 import json
 import logging
@@ -28,10 +38,9 @@ from accelerate import PartialState
 from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
-from mudi.backbones.table import FLUX, SDXL
 from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import replace_file, write_image, write_text
-from mudi.ground.flags import Parser, differences
+from mudi.ground.flags import differences, origins
 from mudi.ground.locks import hold
 from mudi.ground.lora_names import lora_path
 from mudi.ground.work import Journal, join_processes, share
@@ -40,7 +49,6 @@ from mudi.init_noise import Layout, LayoutError, load_layout
 from mudi.metadata import Subjects
 from mudi.pictures.chat_model import LlmError, llm_layout
 from mudi.pictures.pipelines import (
-    add_pipeline_flags,
     base_scheduler,
     load_pipeline,
     pipeline_backbone,
@@ -63,8 +71,6 @@ from mudi.pictures.sampling import (
     start_sheet,
 )
 from mudi.pictures.shot_args import (
-    LLM,
-    RANDOM,
     backbone_complaints,
     has_unit,
     named_subjects,
@@ -76,7 +82,6 @@ from mudi.pictures.shot_args import (
     read_subjects,
     start_complaints,
 )
-from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
 
 PICTURES = "pictures.jsonl"
 SHEET = "sheet.png"
@@ -94,54 +99,8 @@ class Job:
     shot: Shot
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_pipeline_flags(parser, base=None)
-    flag = parser.add_argument
-    flag("--lora", nargs="+", default=[], help="LoRA files, folders of training runs, or hub ids")
-    flag("--lora_scale", nargs="+", type=float, help="one for each; unset: 1")
-    flag("--instance_data_dir", help="data folder of the subjects; not needed with --gamma 0")
-    flag("--prompt", help="what the pictures show; the subjects by their names")
-    flag("--prompt_file", type=Path, help="text file of prompts, one a line, in place of --prompt")
-    flag("--negative_prompt", help="what to avoid (SDXL)")
-    flag(
-        "--no_collage_look",
-        action="store_true",
-        help=f'also avoid "{COLLAGE_NEGATIVE_PROMPT}" (SDXL)',
-    )
-    flag("--num_images", type=int, default=4, help="pictures a prompt (4)")
-    flag("--seed", type=int, default=0, help="picture k of a prompt has seed + k (0)")
-    flag("--output_dir", type=Path, required=True, help="for pictures, their list and the sheet")
-    flag("--overwrite", action="store_true", help="begin anew: all pictures and their list")
-
-    group = parser.add_argument_group("start")
-    group.add_argument(
-        "--gamma",
-        nargs="+",
-        help="strength of the mean shift: a number, or ID=NUMBER a subject; 3x: three times the "
-        "signal at the first step, as in a public fork's port of the authors' notebook for more "
-        f"than two subjects; unset: {SDXL.gamma} for SDXL, {FLUX.gamma} for FLUX",
-    )
-    group.add_argument("--layout", default=RANDOM, help="random, llm, or a JSON file (random)")
-    group.add_argument(
-        "--scales", nargs="+", default=[], metavar="ID=SCALE", help="relative sizes, in (0, 1]"
-    )
-    group.add_argument("--llm_url", help="for --layout llm: base URL, as http://localhost:8000/v1")
-    group.add_argument("--llm_model", help="for --layout llm: the chat model's name there")
-
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--steps", type=int, help="denoising steps; unset: the pipeline's own")
-    group.add_argument("--guidance_scale", type=float, help="unset: the pipeline's own")
-    group.add_argument("--scheduler", choices=SCHEDULERS, help="unset: the model's own")
-    group.add_argument("--batch_size", type=int, default=1, help="pictures at once (1)")
-    group.add_argument("--resolution", type=int, help="side (px); unset: the model's own")
-    group.add_argument("--height", type=int, help="px, where it is not --resolution")
-    group.add_argument("--width", type=int, help="px, where it is not --resolution")
-    return parser.parse_args(argv)
-
-
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: PictureArgs) -> None:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     problems = [*pipeline_complaints(args), *number_complaints(args)]
@@ -185,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{len(jobs)} pictures in {args.output_dir}; look at {args.output_dir / SHEET}")
 
 
-def plain_gamma(args: argparse.Namespace, ids: Collection[str]) -> float | dict[str, float]:
+def plain_gamma(args: PictureArgs, ids: Collection[str]) -> float | dict[str, float]:
     """Return what --gamma is in the formula's own unit.
 
     Raises:
@@ -193,12 +152,12 @@ def plain_gamma(args: argparse.Namespace, ids: Collection[str]) -> float | dict[
     """
     unit = gamma_unit(args)
     if unit is None:
-        told = " ".join(args.gamma)
+        told = " ".join(args.gamma or [])
         refuse([f"--gamma {told}: sampling starts from noise alone here; give it without x"])
     return read_gamma(args.gamma, ids, [], unit or 0.0) or 0.0
 
 
-def gamma_unit(args: argparse.Namespace) -> float | None:
+def gamma_unit(args: PictureArgs) -> float | None:
     """Return the gamma that equals the signal at the first step; None for flow matching."""
     base = args.pretrained_model_name_or_path
     scheduler = base_scheduler(base, args.revision, args.cache_dir)
@@ -208,7 +167,7 @@ def gamma_unit(args: argparse.Namespace) -> float | None:
 
 
 def read_layouts(
-    args: argparse.Namespace, prompts: list[str], subjects: Subjects, state: PartialState
+    args: PictureArgs, prompts: list[str], subjects: Subjects, state: PartialState
 ) -> list[Layout | None]:
     """Return each prompt's layout from --layout's file or the chat model.
 
@@ -231,7 +190,9 @@ def read_layouts(
                         args.width or args.resolution or 1024,
                         args.height or args.resolution or 1024,
                     )
-                    layout = llm_layout(prompt, names, args.llm_url, args.llm_model, size)
+                    layout = llm_layout(
+                        prompt, names, args.llm_url or "", args.llm_model or "", size
+                    )
                     write_text(path, json.dumps(asdict(layout)))
                 state.wait_for_everyone()
             layout = load_layout(path, names)
@@ -244,19 +205,15 @@ def read_layouts(
     return layouts
 
 
-def origin_of(args: argparse.Namespace, subjects: Subjects | None) -> dict[str, Any]:
+def origin_of(args: PictureArgs, subjects: Subjects | None) -> dict[str, Any]:
     """Return the flags that a picture follows from, and what the files that they name hold."""
-    flags = (
-        "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype "
-        "lora lora_scale steps guidance_scale scheduler resolution height width"
-    ).split()
     files = [lora_path(Path(path)) for path in args.lora]
     digests = [file_digest(path) for path in files if path.is_file()]
     photos = subjects.photos if subjects else []
     data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
     names = json.dumps(subjects.names if subjects else {})
     return {
-        **{name: getattr(args, name) for name in flags},
+        **origins(args),
         "negative_prompt": negative_prompt(args),
         "lora_files": digests,
         "data": hashlib.sha256(f"{names}{data}".encode()).hexdigest()[:12],
@@ -274,7 +231,7 @@ def settings_of(job: Job, origin: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(job.shot) | origin))
 
 
-def is_done(job: Job, journal: Journal, args: argparse.Namespace, origin: dict[str, Any]) -> bool:
+def is_done(job: Job, journal: Journal, args: PictureArgs, origin: dict[str, Any]) -> bool:
     """Say whether an earlier run made this very picture.
 
     Raises:
@@ -294,7 +251,7 @@ def is_done(job: Job, journal: Journal, args: argparse.Namespace, origin: dict[s
 
 def make(
     jobs: list[Job],
-    args: argparse.Namespace,
+    args: PictureArgs,
     subjects: Subjects | None,
     journal: Journal,
     state: PartialState,
@@ -305,7 +262,7 @@ def make(
     with loading("--lora", " ".join(args.lora)):
         load_loras(pipeline, args.lora, args.lora_scale or [1.0] * len(args.lora))
     side = (args.resolution, args.resolution) if args.resolution else None
-    size = (args.width, args.height) if args.width else side
+    size = (args.width, args.height) if args.width and args.height else side
     sampling = Sampling(size, args.steps, args.guidance_scale, negative_prompt(args))
     if args.scheduler:
         set_scheduler(pipeline, args.scheduler)
@@ -360,4 +317,4 @@ def finished_pictures(
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

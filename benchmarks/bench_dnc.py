@@ -26,9 +26,10 @@ from benchmarks.common import ROOT, finish, make_parser, settle_device, table
 from benchmarks.parts import GIB, Meter
 from benchmarks.photos import draw_photo
 from benchmarks.published import DINOV2, OWLV2, Network
+from detect_and_compare.args import BATCH_SIZE
 from detect_and_compare.detect import ImageDetector, load_detector
 from detect_and_compare.embed import load_embedder
-from detect_and_compare.measure import BATCH_SIZE, score_images
+from detect_and_compare.measure import score_images
 from mini.tiny import clip_tokenizer, save_tiny_dinov2, save_tiny_owlv2
 from mini.training import detector as train_detector
 from mudi.images import Box

@@ -12,10 +12,19 @@ output folder the JSONL is pictures.jsonl, which is read if the folder is named.
 scores.jsonl, summary.csv and report.html. A stopped run goes on with the same command.
 """
 
-import argparse
+from detect_and_compare.args import FOREGROUND, ScoreArgs
+from mudi.ground.flags import parse
+
+
+def parse_args(argv: list[str] | None = None) -> ScoreArgs:
+    return parse(ScoreArgs, __doc__, argv, prog="python -m detect_and_compare")
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
+
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +34,11 @@ from tqdm.auto import tqdm
 
 from detect_and_compare.detect import (
     CROPS,
-    FOREGROUND,
-    OWLV2,
-    THRESHOLD,
     ImageDetector,
     load_detector,
 )
-from detect_and_compare.embed import DREAMSIM, POOLINGS, load_embedder
-from detect_and_compare.measure import BATCH_SIZE, Metric, Variant, read_ahead, score_batch
+from detect_and_compare.embed import DREAMSIM, load_embedder
+from detect_and_compare.measure import Metric, Variant, read_ahead, score_batch
 from detect_and_compare.pictures import IMAGE, PROMPT, Picture, find_pictures, without_results
 from detect_and_compare.references import (
     References,
@@ -46,7 +52,7 @@ from detect_and_compare.score import Norm
 from detect_and_compare.text import ClipText
 from mudi.ground.errors import RefusedError, program, refuse
 from mudi.ground.files import unwritable, write_text
-from mudi.ground.flags import DTYPES, Parser, differences, id_table
+from mudi.ground.flags import DTYPES, differences, id_table, origins, range_complaints
 from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import ImageError
@@ -58,72 +64,8 @@ CACHE = "reference_embeddings"
 NORMS: dict[str, Norm] = {"2": 2, "fro": "fro"}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m detect_and_compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flag = parser.add_argument
-    flag("--images", type=Path, required=True, help="pictures to score: a folder or JSONL")
-    flag(
-        "--references",
-        type=Path,
-        required=True,
-        help="folder with metadata.jsonl, or with a sub-folder of pictures a subject",
-    )
-    flag(
-        "--crop_references",
-        action="store_true",
-        help="cut them out by their masks; as published, they are embedded whole",
-    )
-    flag(
-        "--queries",
-        nargs="+",
-        default=[],
-        metavar="ID=NOUN",
-        help="what to look for; unset: the subject's name without its first word",
-    )
-    flag("--output", type=Path, required=True, help="folder for the results")
-    flag("--overwrite", action="store_true", help="drop an earlier run's scores in --output")
-    flag(
-        "--detector",
-        default=OWLV2,
-        help=f"{OWLV2} (default), {FOREGROUND}, or an OWLv2's or OWL-ViT's folder or hub id",
-    )
-    flag(
-        "--threshold", type=float, default=THRESHOLD, help=f"least confidence, 0 to 1 ({THRESHOLD})"
-    )
-    flag("--nms", type=float, metavar="IOU", help="drop boxes that overlap a better one by more")
-    flag(
-        "--embedder",
-        nargs="+",
-        default=["dreamsim"],
-        help="dreamsim (default), dinov2, clip, colours, or an AutoModel's folder or hub id",
-    )
-    flag("--pooling", choices=POOLINGS, help="of the embedders but dreamsim; unset: their own")
-    flag("--dtype", choices=DTYPES, default="fp32", help="of the embedders (fp32)")
-    flag("--cache_dir", type=Path, help="where embedders' checkpoints are kept or fetched to")
-    flag("--matching", choices=("greedy", "optimal"), default="greedy", help="greedy: as published")
-    flag("--norm", choices=NORMS, default="2", help="of S_DC - S_GT; 2, spectral: as published")
-    flag(
-        "--count_aware",
-        action="store_true",
-        help="a wrong number of boxes lowers the score in proportion instead of to 0",
-    )
-    flag(
-        "--text_fidelity",
-        metavar="CHECKPOINT",
-        help="also CLIP-T, by this CLIP, for pictures with a prompt",
-    )
-    flag("--batch_size", type=int, default=BATCH_SIZE, help=f"pictures at once ({BATCH_SIZE})")
-    flag("--group_by", metavar="KEY", help="a key of the JSONL: a summary for each of its values")
-    flag("--report_limit", type=int, default=500, help="pictures in the report, worst first (500)")
-    return parser.parse_args(argv)
-
-
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: ScoreArgs) -> None:
     problems: list[str] = []
     references = read_references(args, problems)
     queries = read_queries(args, references.names, problems)
@@ -168,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"look at {args.output / REPORT}")
 
 
-def read_references(args: argparse.Namespace, problems: list[str]) -> References:
+def read_references(args: ScoreArgs, problems: list[str]) -> References:
     try:
         return load_references(args.references, args.crop_references)
     except (MetadataError, ReferencesError) as error:
@@ -176,9 +118,7 @@ def read_references(args: argparse.Namespace, problems: list[str]) -> References
         return References({}, {})
 
 
-def read_queries(
-    args: argparse.Namespace, names: Mapping[str, str], problems: list[str]
-) -> dict[str, str]:
+def read_queries(args: ScoreArgs, names: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     """Return what to look for, by subject."""
     given = id_table(args.queries, "--queries", problems)
     for subject in given:
@@ -187,31 +127,18 @@ def read_queries(
     return {subject: given.get(subject) or default_query(name) for subject, name in names.items()}
 
 
-def settings_of(
-    args: argparse.Namespace, references: References, queries: dict[str, str]
-) -> dict[str, Any]:
+def settings_of(args: ScoreArgs, references: References, queries: dict[str, str]) -> dict[str, Any]:
     """Return what the scores of a picture depend on."""
-    flags = (
-        "detector threshold nms embedder pooling dtype crop_references matching norm count_aware "
-        "text_fidelity"
-    ).split()
     return {
-        **{name: getattr(args, name) for name in flags},
+        **origins(args),
         "queries": {} if args.detector == FOREGROUND else queries,
         "references": references.digest,
         "crops": CROPS,
     }
 
 
-def flag_complaints(args: argparse.Namespace, pictures: Sequence[Picture]) -> list[str]:
-    found = []
-    for name in ("batch_size", "report_limit"):
-        if getattr(args, name) < 1:
-            found.append(f"--{name} {getattr(args, name)}: must be 1 or more")
-    for name in ("threshold", "nms"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            found.append(f"--{name} {value}: must be between 0 and 1")
+def flag_complaints(args: ScoreArgs, pictures: Sequence[Picture]) -> list[str]:
+    found = range_complaints(args)
     if args.detector == FOREGROUND and (args.queries or args.nms is not None):
         found.append(f"--detector {FOREGROUND} looks for no texts: drop --queries and --nms")
     if why := unwritable(args.output):
@@ -224,7 +151,7 @@ def flag_complaints(args: argparse.Namespace, pictures: Sequence[Picture]) -> li
     return found
 
 
-def change_complaints(args: argparse.Namespace, settings: Mapping[str, Any]) -> list[str]:
+def change_complaints(args: ScoreArgs, settings: Mapping[str, Any]) -> list[str]:
     """Complain about settings other than those of an earlier run into the same folder."""
     path = args.output / RUN
     if args.overwrite or not path.is_file():
@@ -238,7 +165,7 @@ def change_complaints(args: argparse.Namespace, settings: Mapping[str, Any]) -> 
 
 
 def load_models(
-    args: argparse.Namespace,
+    args: ScoreArgs,
     queries: Mapping[str, str],
     references: References,
     device: torch.device,
@@ -260,7 +187,7 @@ def load_models(
     return detector, metrics, clip_text
 
 
-def begin(args: argparse.Namespace, run: dict[str, Any], state: PartialState) -> None:
+def begin(args: ScoreArgs, run: dict[str, Any], state: PartialState) -> None:
     """Note what the scores depend on, now that the models' weights are known too."""
     if changed := change_complaints(args, run):
         raise RefusedError(changed[0])
@@ -321,4 +248,4 @@ def text_fidelities(
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

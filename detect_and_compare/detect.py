@@ -10,13 +10,12 @@ from PIL import Image
 from scipy.ndimage import find_objects, label, maximum_filter
 from torchvision.ops import nms as suppress
 
+from detect_and_compare.args import FOREGROUND, OWLV2, THRESHOLD
 from mudi.images import Box
 from mudi.masks.segment import DETECTOR, Detection, Detector, differs_from_border
 
-THRESHOLD = 0.4  # of the published metric, for generated pictures
 SPECK = 0.002  # of the picture's pixels; a smaller piece is no subject
 GAP = 0.008  # of the longer side; pieces nearer to each other than this are one
-OWLV2, FOREGROUND = "owlv2", "foreground"
 CROPS = "nearest pixels, black beyond the picture"  # the rule of `square_crop`, for the records
 
 

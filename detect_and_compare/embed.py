@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
+from detect_and_compare.args import POOLINGS
 from detect_and_compare.histogram import ColourHistogram
 from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import replace_file
@@ -30,7 +31,6 @@ from mudi.ground.files import replace_file
 DREAMSIM = "dreamsim"
 CLIP = "openai/clip-vit-large-patch14"
 CHECKPOINTS = {"dinov2": "facebook/dinov2-base", "clip": CLIP}
-POOLINGS = ("mean", "cls", "pooler", "features")
 BATCH_SIZE = 32
 UNREADABLE = (
     OSError,  # also a failed download

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from detect_and_compare.args import BATCH_SIZE
 from detect_and_compare.detect import ImageDetector, square_crop
 from detect_and_compare.embed import Embedder, cached_embeddings
 from detect_and_compare.score import (
@@ -28,7 +29,6 @@ from detect_and_compare.score import (
 from mudi.images import Box, ImageError, load_rgb
 from mudi.masks.segment import Detection
 
-BATCH_SIZE = 8  # pictures that are read, searched and embedded together
 READERS = 4  # threads; Pillow's decoders run side by side
 
 

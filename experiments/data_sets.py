@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 import generate_prior
-from detect_and_compare.detect import FOREGROUND, OWLV2
+from detect_and_compare.args import FOREGROUND, OWLV2
 from experiments.plan import DataSet
 from mini import subjects as miniature
 from mudi.ground.files import new_folder, write_records

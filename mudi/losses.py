@@ -1,4 +1,4 @@
-"""The losses of method.md as the paper states them; every one comes back per sample, in float32."""
+"""The losses as the papers state them; every one comes back per sample, in float32."""
 
 from collections.abc import Sequence
 

@@ -6,39 +6,52 @@ Every tile is a collage as the training would see it, with the outline of its ma
 its prompt below.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from mudi.backbones.table import BACKBONES
-from mudi.data import SampleOptions, SegMixDataset, collage_sheet
-from mudi.ground.errors import program, refuse
-from mudi.ground.files import write_image
-from mudi.ground.flags import Parser
-from mudi.metadata import MetadataError, load_subjects
-from mudi.texts import printable
+from mudi.ground.flags import flag, parse
 from mudi.training.args import MIXES, subject_scales
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instance_data_dir", required=True, help="folder with metadata.jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="PNG to write")
-    parser.add_argument("--style", choices=BACKBONES, default="sdxl", help="whose Seg-Mix")
-    parser.add_argument("--resolution", type=int, default=1024, help="side of a collage (px)")
-    parser.add_argument("--num_collages", type=int, default=12, help="tiles on the sheet")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other collages")
-    parser.add_argument("--caption_column", default="text", help="key of the captions")
-    parser.add_argument("--mix", choices=MIXES, default="segmix", help="as in training")
-    parser.add_argument("--segmix_num_subjects", type=int, default=2, help="subjects a collage")
-    parser.add_argument("--relative_scale", type=float, default=0.0, help="as in training")
-    parser.add_argument("--subject_scales", nargs="+", metavar="ID=SCALE", help="as in training")
-    parser.add_argument("--random_flip", action="store_true", help="as in training")
-    return parser.parse_args(argv)
+@dataclass
+class PreviewArgs:
+    """collages"""
+
+    instance_data_dir: str = flag("", "folder with metadata.jsonl", required=True)
+    output: Path = flag(Path(), "PNG to write", required=True)
+    style: str = flag("sdxl", "whose Seg-Mix", choices=BACKBONES)
+    resolution: int = flag(1024, "side of a collage (px)", at_least=1)
+    num_collages: int = flag(12, "tiles on the sheet", at_least=1)
+    seed: int = flag(0, "another seed, other collages")
+    caption_column: str = flag("text", "key of the captions")
+    mix: str = flag("segmix", "as in training", choices=MIXES)
+    segmix_num_subjects: int = flag(2, "subjects a collage", at_least=1)
+    relative_scale: float = flag(0.0, "as in training", at_least=-1, at_most=1)
+    subject_scales: list[str] | None = flag(None, "as in training", nargs="+", metavar="ID=SCALE")
+    random_flip: bool = flag(False, "as in training")
+
+
+def parse_args(argv: list[str] | None = None) -> PreviewArgs:
+    return parse(PreviewArgs, __doc__, argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
+
+import sys
+
+from mudi.data import SampleOptions, SegMixDataset, collage_sheet
+from mudi.ground.errors import program, refuse
+from mudi.ground.files import write_image
+from mudi.ground.flags import range_complaints
+from mudi.metadata import MetadataError, load_subjects
+from mudi.texts import printable
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: PreviewArgs) -> None:
+    refuse(range_complaints(args))
     try:
         subjects = load_subjects(
             args.instance_data_dir,
@@ -68,4 +81,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

@@ -34,7 +34,8 @@ from torchvision.ops import (
 )
 from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
 
-from detect_and_compare.detect import THRESHOLD, without_overlaps
+from detect_and_compare.args import THRESHOLD
+from detect_and_compare.detect import without_overlaps
 from mini.art import KINDS, SUBJECT_ACCESSORIES
 from mini.training.checkpoint import Learner
 from mini.training.embedder import contrastive_loss

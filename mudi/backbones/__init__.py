@@ -1,1 +1,5 @@
-"""What differs between base models: one file each."""
+"""What differs between base models: one file each.
+
+table: what a backbone is, in a row; sdxl, flux: load its parts, encode prompts, schedule, predict;
+parts: load or build networks; quantization: in fewer bits.
+"""

@@ -1,1 +1,5 @@
-"""Files, work, errors, flags, sheets, LoRA names: knows nothing of the method."""
+"""Knows nothing of the method.
+
+errors, flags, files, locks, work (long lists, split and continued), devices, memory, sheets,
+lora_names (what LoRA files hold).
+"""

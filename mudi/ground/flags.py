@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
 
@@ -68,6 +68,7 @@ def flag(
     below: float | None = None,
     refused: str | None = None,
     on_resume: str = COMPARED,
+    origin: bool = False,
     **words: Any,
 ) -> Any:
     """Declare a flag as a field of a dataclass, of the field's name and type; see `parse`.
@@ -76,18 +77,25 @@ def flag(
         at_least, above, at_most, below: the range of a number.
         refused: why the flag is an error, and what to use.
         on_resume: what a continued run may do with it.
+        origin: what is made follows from it.
         words: more for `add_argument`.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     if refused is not None:
         words |= {"action": RefusedFlag, "const": refused}
-    words["help"] = help
-    metadata = {"words": words, "bounds": bounds, "on_resume": on_resume}
+    words |= {"help": help, "default": default}
+    metadata = {"words": words, "bounds": bounds, "on_resume": on_resume, "origin": origin}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 def parse(
-    record: type[Record], description: str | None, argv: Sequence[str] | None, **defaults: Any
+    record: type[Record],
+    description: str | None,
+    argv: Sequence[str] | None,
+    prog: str | None = None,
+    **defaults: Any,
 ) -> Record:
     """Read a command line into a dataclass whose fields are declared by `flag`.
 
@@ -96,9 +104,7 @@ def parse(
     Args:
         defaults: in place of the fields' own.
     """
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(description=description, formatter_class=formatter)
-    parser.set_defaults(refused=[])
+    parser = Parser(prog=prog, description=description, formatter_class=_Formatter)
     kinds = get_type_hints(record)
     declared: Any = record
     flags = {f.name: f for f in fields(declared) if "words" in f.metadata}
@@ -107,23 +113,35 @@ def parse(
         names = [name for name in vars(owner).get("__annotations__", ()) if name in flags]
         group = parser.add_argument_group(owner.__doc__) if names else parser
         for name in names:
-            words = {"default": flags[name].default, **flags[name].metadata["words"]}
+            words = dict(flags[name].metadata["words"])
+            if name in defaults:
+                words |= {"default": defaults[name], "required": False}
             group.add_argument(f"--{name}", **words, **_kind(kinds[name], words))
-    parser.set_defaults(**defaults)
     return record(**vars(parser.parse_args(argv)))
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
 def _kind(hint: Any, words: dict[str, Any]) -> dict[str, Any]:
-    """Return what a field's type means to argparse: a switch, one value or several."""
+    """Return what a field's type means to argparse: a switch, a choice, one value or several."""
     if hint is bool:
         return {} if "action" in words else {"action": "store_true"}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
     options = [kind for kind in get_args(hint) if kind is not NoneType] or [hint]
-    return {"type": str if get_origin(options[0]) is list else options[0]}
+    return {"type": get_args(options[0])[0] if get_origin(options[0]) is list else options[0]}
 
 
 def resuming(args: Any, rule: str) -> list[str]:
     """Return the flags of a record for which a continued run has that rule."""
     return [f.name for f in fields(args) if f.metadata.get("on_resume") == rule]
+
+
+def origins(args: Any) -> dict[str, Any]:
+    """Return the flags of a record that what is made follows from."""
+    return {f.name: getattr(args, f.name) for f in fields(args) if f.metadata.get("origin")}
 
 
 def range_complaints(args: Any) -> list[str]:
@@ -191,7 +209,8 @@ class RefusedFlag(argparse.Action):
     """
 
     def __call__(self, parser, namespace, values, option_string=None):
-        namespace.refused = [*namespace.refused, f"{self.option_strings[0]}: {self.const}"]
+        earlier = getattr(namespace, "refused", [])
+        namespace.refused = [*earlier, f"{self.option_strings[0]}: {self.const}"]
 
 
 def id_table(words: list[str], flag: str, problems: list[str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ results = make_masks(jobs, Masker(*load_models(...), queries))  # of mudi.masks.
 write_metadata(folder, jobs, names)
 """
 
-import argparse
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from segment_anything import sam_model_registry
 
 from mudi.ground.files import TEMPORARY, replace_file, write_records
+from mudi.ground.flags import range_complaints
 from mudi.images import NOTE
 from mudi.masks import segment
+from mudi.masks.args import MaskingArgs
 from mudi.metadata import NO_NAMES, MetadataError, file_problem, load_subjects, read_records
 from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
 from mudi.photo_files import photo_files
@@ -43,35 +43,12 @@ class Job:
     subject: str
 
 
-def add_masking_flags(parser: argparse.ArgumentParser, threshold: float) -> None:
-    """Add the flags of the detector and the segmenter; `threshold` is the script's own."""
-    group = parser.add_argument_group("masks")
-    group.add_argument(
-        "--detector", default=segment.DETECTOR, help="OWLv2 or OWL-ViT: folder or hub id"
-    )
-    group.add_argument(
-        "--threshold", type=float, default=threshold, help="a box's least confidence, 0 to 1"
-    )
-    group.add_argument(
-        "--segmenter",
-        choices=("sam", "foreground"),
-        default="sam",
-        help="foreground: what differs from the border's colour; for plain backgrounds",
-    )
-    group.add_argument(
-        "--sam_checkpoint", type=Path, default=Path("sam_vit_h_4b8939.pth"), help=".pth file"
-    )
-    group.add_argument("--sam_type", choices=sorted(sam_model_registry), default="vit_h")
-
-
-def masking_complaints(args: argparse.Namespace) -> list[str]:
-    """Say what is wrong with the flags of `add_masking_flags` that can be seen without loading."""
-    found = []
-    if not 0 <= args.threshold <= 1:
-        found.append(f"--threshold {args.threshold}: must be between 0 and 1")
+def masking_complaints(args: MaskingArgs) -> list[str]:
+    """Say what is wrong with the flags that can be seen without loading anything."""
+    complaints = range_complaints(args)
     if args.segmenter == "sam" and not args.sam_checkpoint.is_file():
-        found.append(segment.no_sam(args.sam_checkpoint, args.sam_type))
-    return found
+        complaints.append(segment.no_sam(args.sam_checkpoint, args.sam_type))
+    return complaints
 
 
 def load_models(
@@ -81,7 +58,7 @@ def load_models(
     sam_type: str,
     device: str | torch.device,
 ) -> tuple[segment.Detector, segment.Segmenter]:
-    """Load what the flags of `add_masking_flags` choose.
+    """Load what the flags choose.
 
     Raises:
         SegmentError: one of them can't be loaded.

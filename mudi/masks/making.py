@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import Box, ImageError, load_mask, load_rgb, note_in
 from mudi.masks import segment
+from mudi.masks.args import PHOTO_THRESHOLD
 from mudi.masks.folder import Job, is_plausible, write_mask
 
 BOX_COLOUR = (255, 160, 0)
@@ -61,7 +62,7 @@ class Masker:
         detect: segment.Detector,
         cut: segment.Segmenter,
         queries: dict[str, str],
-        threshold: float = segment.PHOTO_THRESHOLD,
+        threshold: float = PHOTO_THRESHOLD,
         pick: str | None = None,
     ):
         detect.check(queries.values())

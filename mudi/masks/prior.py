@@ -1,26 +1,21 @@
 """The pictures of a prior set: which there are to be, which there are, and class_metadata.jsonl."""
 
-import argparse
 import hashlib
 import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mudi.ground.errors import SetupError
 from mudi.ground.files import write_records
 from mudi.ground.work import Journal
+from mudi.masks.args import DEFAULT_ID
 from mudi.masks.folder import MASK_PREFIX
 from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects, read_records
 
-DEFAULT_ID = "a"  # its files keep the original's names, img_<i>.png and mask_<i>.png
-SETTINGS = (  # with the query, what a try follows from
-    "pretrained_model_name_or_path pretrained_vae_model_name_or_path revision variant dtype prompt "
-    "negative_prompt num_inference_steps guidance_scale resolution seed detector threshold "
-    "segmenter sam_checkpoint sam_type"
-).split()
 CAPTION = "A photo of a {}."
 
 
@@ -52,9 +47,13 @@ class Job:
         return torch.Generator().manual_seed(random.Random(name).getrandbits(63))
 
 
-def settings_of(job: Job, args: argparse.Namespace) -> str:
-    """Return a short name for what a picture's tries follow from."""
-    settings = {name: str(getattr(args, name)) for name in SETTINGS} | {"query": job.query}
+def settings_of(job: Job, origin: dict[str, Any]) -> str:
+    """Return a short name for what a picture's tries follow from.
+
+    Args:
+        origin: the flags among it.
+    """
+    settings = {name: str(origin[name]) for name in sorted(origin)} | {"query": job.query}
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
@@ -74,7 +73,12 @@ def check_log(jobs: list[Job], journal: Journal) -> None:
 
 
 def unfinished(
-    jobs: list[Job], journal: Journal, args: argparse.Namespace, out_dir: Path
+    jobs: list[Job],
+    journal: Journal,
+    out_dir: Path,
+    with_mask: bool,
+    tries: int,
+    origin: dict[str, Any],
 ) -> list[Job]:
     """Return the jobs without a picture that have tries left.
 
@@ -83,11 +87,11 @@ def unfinished(
     todo = []
     for job in jobs:
         record = journal.done.get(job.image_name, {})
-        if is_done(record, out_dir, args.gen_mask):
+        if is_done(record, out_dir, with_mask):
             continue
-        if record.get("settings") == settings_of(job, args):
+        if record.get("settings") == settings_of(job, origin):
             job = replace(job, objects=tuple(record.get("objects", ())))
-        if len(job.objects) < args.tries:
+        if len(job.objects) < tries:
             todo.append(job)
     return todo
 

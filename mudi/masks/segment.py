@@ -19,10 +19,9 @@ from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoPr
 from mudi.ground.errors import SetupError, first_line
 from mudi.images import Box
 from mudi.islands import drop_islands
+from mudi.masks.args import DETECTOR
 
-DETECTOR = "google/owlv2-base-patch16-ensemble"
 KINDS = ("owlv2", "owlvit")  # other detectors are asked and answer in other ways
-PHOTO_THRESHOLD = 0.2  # MuDI's, for photos of the subjects
 WIDEN = 0.05  # of the picture's side, on each side of a detected box
 BORDER_DIFFERENCE = 40  # summed over RGB, 0..765: less than this is background
 

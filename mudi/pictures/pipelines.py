@@ -1,6 +1,5 @@
 """Whole diffusers pipelines for making pictures, as flags describe them."""
 
-import argparse
 from typing import Any
 
 import diffusers
@@ -11,30 +10,12 @@ from mudi.backbones.table import Backbone, backbone_of
 from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, loading
 from mudi.ground.flags import DTYPES, MODEL_INDEX, model_folder_complaints, text_complaints
+from mudi.pictures.args import PipelineArgs
 
 BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model_name_or_path"
-SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
-def add_pipeline_flags(parser: argparse.ArgumentParser, base: str | None) -> None:
-    """Add the flags that `load_pipeline` reads; `base` is the script's default."""
-    group = parser.add_argument_group("model")
-    group.add_argument(BASE_FLAG, default=base, required=base is None, help="folder or hub id")
-    group.add_argument(VAE_FLAG, help="another VAE, as one that is safe in half precision")
-    group.add_argument("--revision", help="git revision of the model on the hub")
-    group.add_argument("--variant", help='weight files to load, e.g. "fp16"')
-    group.add_argument("--cache_dir", help="where downloads from the hub are kept")
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="unset: fp32 on a CPU, else fp16 for SDXL and bf16 for FLUX",
-    )
-    group.add_argument(
-        "--cpu_offload", action="store_true", help="keep on the GPU only the part that is at work"
-    )
-
-
-def pipeline_complaints(args: argparse.Namespace) -> list[str]:
+def pipeline_complaints(args: PipelineArgs) -> list[str]:
     """Say what is wrong with the flags that can be seen without loading anything."""
     found = text_complaints(args)
     found += model_folder_complaints(BASE_FLAG, args.pretrained_model_name_or_path, MODEL_INDEX)
@@ -46,7 +27,7 @@ def pipeline_complaints(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
+def pipeline_settings(args: PipelineArgs) -> dict[str, Any]:
     """Return what `load_pipeline` takes, from the flags."""
     return {
         "base": args.pretrained_model_name_or_path,

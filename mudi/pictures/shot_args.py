@@ -1,14 +1,14 @@
 """What pictures are asked for, from the flags of `inference.py`; knows no torch."""
 
-import argparse
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from mudi.backbones.table import Backbone
 from mudi.ground.files import unwritable
-from mudi.ground.flags import id_numbers, looks_local
+from mudi.ground.flags import id_numbers, looks_local, range_complaints
 from mudi.metadata import MetadataError, Subjects, load_subjects
+from mudi.pictures.args import LLM, RANDOM, PictureArgs
 from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
 from mudi.texts import folded, has_half_character
 
@@ -16,7 +16,6 @@ MAX_SEED = 2**63 - 1  # torch's
 
 SIZE_UNIT = 8  # px; no stock pipeline takes other sizes
 SIGNAL_UNIT = "x"  # ends a --gamma that counts in the scheduler's own signal at the first step
-RANDOM, LLM = "random", "llm"  # values of --layout that are no file
 
 
 def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
@@ -35,13 +34,9 @@ def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
     return [subject for subject, name in names.items() if name in found]
 
 
-def number_complaints(args: argparse.Namespace) -> list[str]:
+def number_complaints(args: PictureArgs) -> list[str]:
     """Complain about numbers out of range and about flags that contradict each other."""
-    found = [
-        f"--{name} {getattr(args, name)}: must be 1 or more"
-        for name in ("num_images", "steps", "batch_size", "resolution", "height", "width")
-        if getattr(args, name) is not None and getattr(args, name) < 1
-    ]
+    found = range_complaints(args)
     if not -MAX_SEED <= args.seed <= MAX_SEED - args.num_images:
         found.append(f"--seed {args.seed}: picture k has seed + k, which must fit into 64 bits")
     if args.lora_scale and len(args.lora_scale) != len(args.lora):
@@ -58,7 +53,7 @@ def number_complaints(args: argparse.Namespace) -> list[str]:
     return found + _size_complaints(args)
 
 
-def _size_complaints(args: argparse.Namespace) -> list[str]:
+def _size_complaints(args: PictureArgs) -> list[str]:
     found = []
     if args.resolution and (args.height or args.width):
         found.append("--resolution is height and width in one: give it, or those two")
@@ -70,12 +65,12 @@ def _size_complaints(args: argparse.Namespace) -> list[str]:
     return found
 
 
-def read_prompts(args: argparse.Namespace, problems: list[str]) -> list[str]:
+def read_prompts(args: PictureArgs, problems: list[str]) -> list[str]:
     """Return the prompts, blank lines left out."""
     if (args.prompt is None) == (args.prompt_file is None):
         problems.append("give --prompt or --prompt_file")
         return []
-    lines = [args.prompt]
+    lines = [args.prompt or ""]
     if args.prompt_file:
         try:
             lines = args.prompt_file.read_text(encoding="utf-8-sig").split("\n")
@@ -91,7 +86,7 @@ def read_prompts(args: argparse.Namespace, problems: list[str]) -> list[str]:
     return prompts
 
 
-def read_subjects(args: argparse.Namespace, problems: list[str]) -> Subjects | None:
+def read_subjects(args: PictureArgs, problems: list[str]) -> Subjects | None:
     if not args.instance_data_dir:
         return None
     try:
@@ -131,7 +126,7 @@ def _without_unit(word: str, unit: float) -> str:
     return f"{name}{equals}{times * unit!r}" if number.endswith(SIGNAL_UNIT) else word
 
 
-def negative_prompt(args: argparse.Namespace) -> str | None:
+def negative_prompt(args: PictureArgs) -> str | None:
     """Return what the pictures are to avoid, in one text."""
     texts = [args.negative_prompt, COLLAGE_NEGATIVE_PROMPT if args.no_collage_look else None]
     return ", ".join(text for text in texts if text) or args.negative_prompt
@@ -153,7 +148,7 @@ def read_scales(
     return scales
 
 
-def backbone_complaints(args: argparse.Namespace, backbone: Backbone) -> list[str]:
+def backbone_complaints(args: PictureArgs, backbone: Backbone) -> list[str]:
     """Complain about what a backbone has no use for, once it is known which it is."""
     found = [
         f"--{flag}: {backbone.title} takes none; leave it out"
@@ -169,7 +164,7 @@ def backbone_complaints(args: argparse.Namespace, backbone: Backbone) -> list[st
 
 
 def start_complaints(
-    args: argparse.Namespace,
+    args: PictureArgs,
     prompts: list[str],
     subjects: Subjects | None,
     gamma: float | dict[str, float],

@@ -1,1 +1,6 @@
-"""What the training scripts share: flags, checks, the run, optimizers, checkpoints, results."""
+"""What the training scripts share.
+
+args: flags; checks: what can be wrong with them and the data; planning: steps, epochs, seed;
+runtime: accelerator, trackers, progress; optimizers; checkpoints, saving, publish: what is written;
+dry_run: what a run needs.
+"""

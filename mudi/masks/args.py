@@ -1,0 +1,29 @@
+"""The flags that say how masks are made. Knows no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mudi.ground.flags import flag
+
+DETECTOR = "google/owlv2-base-patch16-ensemble"
+PHOTO_THRESHOLD = 0.2  # MuDI's, for photos of the subjects
+DEFAULT_ID = "a"  # of a prior set: its files keep the original's names, img_<i>.png
+SAM_TYPES = ("default", "vit_b", "vit_h", "vit_l")
+
+
+@dataclass
+class MaskingArgs:
+    """masks"""
+
+    detector: str = flag(DETECTOR, "OWLv2 or OWL-ViT: folder or hub id", origin=True)
+    threshold: float = flag(
+        PHOTO_THRESHOLD, "a box's least confidence", at_least=0, at_most=1, origin=True
+    )
+    segmenter: str = flag(
+        "sam",
+        "foreground: what differs from the border's colour; for plain backgrounds",
+        choices=("sam", "foreground"),
+        origin=True,
+    )
+    sam_checkpoint: Path = flag(Path("sam_vit_h_4b8939.pth"), ".pth file", origin=True)
+    sam_type: str = flag("vit_h", "SAM's size", choices=SAM_TYPES, origin=True)
