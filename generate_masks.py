@@ -107,14 +107,14 @@ def main(args: MaskArgs) -> None:
 
 def _place_complaints(given: set[str], jobs: list[Job]) -> list[str]:
     """Complain about boxes and points whose photo is not there, or not the only one so named."""
-    found = []
+    complaints = []
     for name in sorted(given):
         named = [job.name for job in jobs if name in (job.name, job.photo.name)]
         if not named:
-            found.append(f"no photo {name} to give a box or point")
+            complaints.append(f"no photo {name} to give a box or point")
         elif len(named) > 1 and name not in named:
-            found.append(f"{name} could be {' or '.join(named)}; write it so")
-    return found
+            complaints.append(f"{name} could be {' or '.join(named)}; write it so")
+    return complaints
 
 
 def _device_complaints(name: str) -> list[str]:

@@ -74,16 +74,18 @@ logger = get_logger("mudi")
 
 def check_args(args: SdxlArgs) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
-    found = checks.check_args(args, SDXL)
+    complaints = checks.check_args(args, SDXL)
     if args.snr_gamma is not None and args.do_edm_style_training:
-        found.append("--snr_gamma and --do_edm_style_training both weigh noise levels: give one")
+        complaints.append(
+            "--snr_gamma and --do_edm_style_training both weigh noise levels: give one"
+        )
     if args.pretrained_vae_model_name_or_path:
-        found += checks.model_folder_complaints(
+        complaints += checks.model_folder_complaints(
             "--pretrained_vae_model_name_or_path",
             args.pretrained_vae_model_name_or_path,
             "config.json",
         )
-    return found
+    return complaints
 
 
 def load_models(args: SdxlArgs, accelerator: Accelerator, prompts: list[str]) -> Models:

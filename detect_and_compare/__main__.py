@@ -138,17 +138,19 @@ def settings_of(args: ScoreArgs, references: References, queries: dict[str, str]
 
 
 def flag_complaints(args: ScoreArgs, pictures: Sequence[Picture]) -> list[str]:
-    found = range_complaints(args)
+    complaints = range_complaints(args)
     if args.detector == FOREGROUND and (args.queries or args.nms is not None):
-        found.append(f"--detector {FOREGROUND} looks for no texts: drop --queries and --nms")
+        complaints.append(f"--detector {FOREGROUND} looks for no texts: drop --queries and --nms")
     if why := unwritable(args.output):
-        found.append(f"--output {args.output}: {why}")
+        complaints.append(f"--output {args.output}: {why}")
     lacking = [picture.name for picture in pictures if args.group_by not in picture.extra]
     if args.group_by is not None and lacking:
-        found.append(f'--group_by {args.group_by}: "{lacking[0]}" has no such key in the JSONL')
+        complaints.append(
+            f'--group_by {args.group_by}: "{lacking[0]}" has no such key in the JSONL'
+        )
     if args.text_fidelity and all(picture.prompt is None for picture in pictures):
-        found.append(f'--text_fidelity: no picture has a "{PROMPT}"; give --images a JSONL')
-    return found
+        complaints.append(f'--text_fidelity: no picture has a "{PROMPT}"; give --images a JSONL')
+    return complaints
 
 
 def change_complaints(args: ScoreArgs, settings: Mapping[str, Any]) -> list[str]:

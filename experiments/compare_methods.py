@@ -179,17 +179,19 @@ def main(args: argparse.Namespace) -> None:
 def complaints(args: argparse.Namespace) -> list[str]:
     """Return what is wrong with the flags, as far as it can be seen at once."""
     base = args.pretrained_model_name_or_path
-    found = model_folder_complaints(BASE_FLAG, base, MODEL_INDEX)
-    found += metric_complaints(args)
+    complaints = model_folder_complaints(BASE_FLAG, base, MODEL_INDEX)
+    complaints += metric_complaints(args)
     for name in ("num_seeds", "steps", "batch_size"):
         if getattr(args, name) < 1:
-            found.append(f"--{name} {getattr(args, name)}: must be 1 or more")
+            complaints.append(f"--{name} {getattr(args, name)}: must be 1 or more")
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:  # a CPU-only PyTorch asserts
-        found.append(f"--device {args.device}: {first_line(error)}")
-    found += [f'--prompts "{p}": no {{subjects}}' for p in args.prompts if "{subjects}" not in p]
-    return found
+        complaints.append(f"--device {args.device}: {first_line(error)}")
+    complaints += [
+        f'--prompts "{p}": no {{subjects}}' for p in args.prompts if "{subjects}" not in p
+    ]
+    return complaints
 
 
 def prior_complaints(args: argparse.Namespace, units: Sequence[Unit]) -> list[str]:

@@ -91,10 +91,10 @@ logger = get_logger("mudi")
 
 def check_args(args: FluxArgs) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
-    found = checks.check_args(args, FLUX)
+    complaints = checks.check_args(args, FLUX)
     if args.encode_on_cpu and args.train_text_encoder:
-        found.append("--encode_on_cpu does not go with --train_text_encoder, which needs CLIP")
-    return found
+        complaints.append("--encode_on_cpu does not go with --train_text_encoder, which needs CLIP")
+    return complaints
 
 
 def load_models(args: FluxArgs, accelerator: Accelerator, prompts: list[str]) -> Models:

@@ -20,15 +20,15 @@ def complaints(kind: str) -> list[str]:
     package = _PACKAGES.get(kind)
     if package is None:
         return []
-    found = []
+    complaints = []
     if find_spec(package) is None:
-        found.append(f'--quantize_base {kind}: not installed; pip install -e ".[quantize]"')
+        complaints.append(f'--quantize_base {kind}: not installed; pip install -e ".[quantize]"')
     if kind == "int8" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # DDP broadcasts the frozen weights too, which torchao 0.18's tensors do not allow
-        found.append("--quantize_base int8 runs in one process only; use nf4 for several")
+        complaints.append("--quantize_base int8 runs in one process only; use nf4 for several")
     if kind == "nf4" and not on_gpu():
-        found.append("--quantize_base nf4 needs a CUDA GPU; int8 runs on the CPU too")
-    return found
+        complaints.append("--quantize_base nf4 needs a CUDA GPU; int8 runs on the CPU too")
+    return complaints
 
 
 def config(kind: str, dtype: torch.dtype) -> Any:

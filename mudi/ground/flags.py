@@ -175,15 +175,17 @@ _WORDS = {
 
 def text_complaints(args: Any) -> list[str]:
     """Complain about texts that no file can hold: bytes that are no UTF-8, half an emoji."""
-    found = []
+    complaints = []
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
             try:
                 str(text).encode()
             except UnicodeEncodeError:
                 told = str(text).encode(errors="backslashreplace").decode()
-                found.append(f"--{name} {told}: not Unicode text; is the command's encoding UTF-8?")
-    return found
+                complaints.append(
+                    f"--{name} {told}: not Unicode text; is the command's encoding UTF-8?"
+                )
+    return complaints
 
 
 class BooleanFlag(argparse.BooleanOptionalAction):

@@ -161,16 +161,18 @@ def name_complaints(folder: Path, ids: Collection[str], names: dict[str, str]) -
     except MetadataError:
         return []  # find_jobs tells
     known = records[0]["id"] if records else {}
-    found = [f"--names {i}: no such id; there are {', '.join(ids)}" for i in names if i not in ids]
-    found += [
+    complaints = [
+        f"--names {i}: no such id; there are {', '.join(ids)}" for i in names if i not in ids
+    ]
+    complaints += [
         f'{i} is "{known[i]}" in {METADATA}, "{name}" in --names; keep one'
         for i, name in names.items()
         if known.get(i, name) != name
     ]
     missing = [i for i in ids if i not in {**known, **names}]
     if missing:
-        found.append(f"{METADATA} has no name for {', '.join(missing)}; give --names")
-    return found
+        complaints.append(f"{METADATA} has no name for {', '.join(missing)}; give --names")
+    return complaints
 
 
 def write_metadata(folder: Path, jobs: list[Job], names: dict[str, str]) -> None:

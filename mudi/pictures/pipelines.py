@@ -17,14 +17,16 @@ BASE_FLAG, VAE_FLAG = "--pretrained_model_name_or_path", "--pretrained_vae_model
 
 def pipeline_complaints(args: PipelineArgs) -> list[str]:
     """Say what is wrong with the flags that can be seen without loading anything."""
-    found = text_complaints(args)
-    found += model_folder_complaints(BASE_FLAG, args.pretrained_model_name_or_path, MODEL_INDEX)
+    complaints = text_complaints(args)
+    complaints += model_folder_complaints(
+        BASE_FLAG, args.pretrained_model_name_or_path, MODEL_INDEX
+    )
     if args.pretrained_vae_model_name_or_path:
         vae = args.pretrained_vae_model_name_or_path
-        found += model_folder_complaints(VAE_FLAG, vae, "config.json")
+        complaints += model_folder_complaints(VAE_FLAG, vae, "config.json")
     if args.cpu_offload and not on_gpu():
-        found.append("--cpu_offload needs a CUDA GPU; leave it out here")
-    return found
+        complaints.append("--cpu_offload needs a CUDA GPU; leave it out here")
+    return complaints
 
 
 def pipeline_settings(args: PipelineArgs) -> dict[str, Any]:

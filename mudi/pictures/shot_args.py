@@ -36,33 +36,39 @@ def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
 
 def number_complaints(args: PictureArgs) -> list[str]:
     """Complain about numbers out of range and about flags that contradict each other."""
-    found = range_complaints(args)
+    complaints = range_complaints(args)
     if not -MAX_SEED <= args.seed <= MAX_SEED - args.num_images:
-        found.append(f"--seed {args.seed}: picture k has seed + k, which must fit into 64 bits")
+        complaints.append(
+            f"--seed {args.seed}: picture k has seed + k, which must fit into 64 bits"
+        )
     if args.lora_scale and len(args.lora_scale) != len(args.lora):
-        found.append(f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs")
+        complaints.append(
+            f"--lora_scale: {len(args.lora_scale)} numbers for {len(args.lora)} LoRAs"
+        )
     if args.scales and args.layout != RANDOM:
-        found.append("--scales are of a random layout: drop them or --layout")
+        complaints.append("--scales are of a random layout: drop them or --layout")
     if (args.layout == LLM) != bool(args.llm_url and args.llm_model):
-        found.append("--layout llm, --llm_url and --llm_model go together")
+        complaints.append("--layout llm, --llm_url and --llm_model go together")
     for path in args.lora:
         if looks_local(path) and not Path(path).exists():
-            found.append(f"--lora {path}: no such file or folder (nor a hub id, <owner>/<name>)")
+            complaints.append(
+                f"--lora {path}: no such file or folder (nor a hub id, <owner>/<name>)"
+            )
     if why := unwritable(args.output_dir):
-        found.append(f"--output_dir {args.output_dir}: {why}")
-    return found + _size_complaints(args)
+        complaints.append(f"--output_dir {args.output_dir}: {why}")
+    return complaints + _size_complaints(args)
 
 
 def _size_complaints(args: PictureArgs) -> list[str]:
-    found = []
+    complaints = []
     if args.resolution and (args.height or args.width):
-        found.append("--resolution is height and width in one: give it, or those two")
+        complaints.append("--resolution is height and width in one: give it, or those two")
     if bool(args.height) != bool(args.width):
-        found.append("--height and --width go together; for a square there is --resolution")
+        complaints.append("--height and --width go together; for a square there is --resolution")
     for flag in ("resolution", "height", "width"):
         if (getattr(args, flag) or 0) % SIZE_UNIT:
-            found.append(f"--{flag} {getattr(args, flag)}: must be a multiple of {SIZE_UNIT}")
-    return found
+            complaints.append(f"--{flag} {getattr(args, flag)}: must be a multiple of {SIZE_UNIT}")
+    return complaints
 
 
 def read_prompts(args: PictureArgs, problems: list[str]) -> list[str]:
@@ -150,13 +156,13 @@ def read_scales(
 
 def backbone_complaints(args: PictureArgs, backbone: Backbone) -> list[str]:
     """Complain about what a backbone has no use for, once it is known which it is."""
-    found = [
+    complaints = [
         f"--{flag}: {backbone.title} takes none; leave it out"
         for flag in ("negative_prompt", "no_collage_look", "scheduler")
         if backbone.flow and getattr(args, flag)
     ]
     unit = backbone.size_unit
-    return found + [
+    return complaints + [
         f"--{flag} {getattr(args, flag)}: must be a multiple of {unit} for {backbone.title}"
         for flag in ("resolution", "height", "width")
         if unit > SIZE_UNIT and (getattr(args, flag) or 0) % unit

@@ -80,9 +80,9 @@ def _model_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     flag, name = "--pretrained_model_name_or_path", args.pretrained_model_name_or_path
     if not name:
         return [f"{flag} is missing: a base model's folder or hub id"]
-    found = model_folder_complaints(flag, name, MODEL_INDEX)
-    if found or not Path(name).is_dir():
-        return found
+    complaints = model_folder_complaints(flag, name, MODEL_INDEX)
+    if complaints or not Path(name).is_dir():
+        return complaints
     try:
         kind = json.loads((Path(name) / MODEL_INDEX).read_text(encoding="utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
@@ -103,58 +103,64 @@ def _start_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     told = f"--resume_lora {start.file}"
     if start.family != backbone.lora_family:
         return [f"{told}: a {start.family} LoRA; this script trains {backbone.title}"]
-    found = []
+    complaints = []
     if len(start.ranks) > 1:
         ranks = ", ".join(map(str, start.ranks))
-        found.append(f"{told}: its layers have ranks {ranks}; python -m mudi.merge_lora makes one")
+        complaints.append(
+            f"{told}: its layers have ranks {ranks}; python -m mudi.merge_lora makes one"
+        )
     elif start.ranks != (args.rank,):
-        found.append(f"{told}: its rank is {start.ranks[0]}; pass --rank {start.ranks[0]}")
+        complaints.append(f"{told}: its rank is {start.ranks[0]}; pass --rank {start.ranks[0]}")
     for flag, has, what in (
         ("use_dora", start.is_dora, "DoRA magnitudes"),
         ("train_text_encoder", len(start.parts) > 1, "text encoder weights"),
     ):
         if has and not getattr(args, flag):
-            found.append(f"{told}: has {what}; pass --{flag}")
+            complaints.append(f"{told}: has {what}; pass --{flag}")
         if getattr(args, flag) and not has:
-            found.append(f"{told}: has no {what}; leave --{flag} out")
-    return found
+            complaints.append(f"{told}: has no {what}; leave --{flag} out")
+    return complaints
 
 
 def _data_complaints(args: TrainingArgs, multiple_of: int) -> list[str]:
-    found = []
+    complaints = []
     if not args.instance_data_dir and not args.refused:
-        found.append("--instance_data_dir is missing: a folder with metadata.jsonl")
+        complaints.append("--instance_data_dir is missing: a folder with metadata.jsonl")
     if args.image_column != "image":
-        found.append(f"--image_column {args.image_column}: {NO_DATASETS}")
+        complaints.append(f"--image_column {args.image_column}: {NO_DATASETS}")
     if args.resolution < multiple_of or args.resolution % multiple_of:
-        found.append(f"--resolution {args.resolution}: must be a multiple of {multiple_of}")
+        complaints.append(f"--resolution {args.resolution}: must be a multiple of {multiple_of}")
     if args.with_prior_preservation and not args.class_data_dir:
-        found.append(f"--with_prior_preservation needs --class_data_dir: {PRIOR_POINTER}")
+        complaints.append(f"--with_prior_preservation needs --class_data_dir: {PRIOR_POINTER}")
     if args.relative_scale and args.subject_scales:
-        found.append("--relative_scale and --subject_scales say the same thing: give one")
+        complaints.append("--relative_scale and --subject_scales say the same thing: give one")
     if args.segmix_pool > 0 and args.segmix_prob == 0:
-        found.append("--segmix_pool keeps collages, and --segmix_prob 0 makes none: leave one out")
+        complaints.append(
+            "--segmix_pool keeps collages, and --segmix_prob 0 makes none: leave one out"
+        )
     if args.mix == "cutmix" and args.segmix_num_subjects != segmix.CUTMIX_SUBJECTS:
-        found.append("--mix cutmix joins two photos: leave --segmix_num_subjects out")
+        complaints.append("--mix cutmix joins two photos: leave --segmix_num_subjects out")
     if args.mix == "cutmix" and (args.relative_scale or args.subject_scales):
-        found.append("--mix cutmix takes photos as they are: no --relative_scale, --subject_scales")
-    return found
+        complaints.append(
+            "--mix cutmix takes photos as they are: no --relative_scale, --subject_scales"
+        )
+    return complaints
 
 
 def _optimizer_complaints(args: TrainingArgs) -> list[str]:
-    found = []
+    complaints = []
     optimizer = args.optimizer.lower()
     if optimizer not in OPTIMIZERS:
-        found.append(f"--optimizer {args.optimizer}: {', '.join(OPTIMIZERS)} are known")
+        complaints.append(f"--optimizer {args.optimizer}: {', '.join(OPTIMIZERS)} are known")
     if optimizer == "prodigy" and find_spec("prodigyopt") is None:
-        found.append('--optimizer prodigy: not installed; pip install -e ".[prodigy]"')
+        complaints.append('--optimizer prodigy: not installed; pip install -e ".[prodigy]"')
     if optimizer != "adamw" and args.use_8bit_adam:
-        found.append("--use_8bit_adam goes with --optimizer AdamW only")
+        complaints.append("--use_8bit_adam goes with --optimizer AdamW only")
     if args.use_8bit_adam and not args.dry_run and find_spec("bitsandbytes") is None:
-        found.append('--use_8bit_adam: not installed; pip install -e ".[8bit]"')
+        complaints.append('--use_8bit_adam: not installed; pip install -e ".[8bit]"')
     xformers = args.enable_xformers_memory_efficient_attention
     if xformers and find_spec("xformers") is None:
-        found.append(
+        complaints.append(
             "--enable_xformers_memory_efficient_attention: xformers is not installed; "
             "PyTorch's own attention, the default, is as lean"
         )
@@ -162,25 +168,25 @@ def _optimizer_complaints(args: TrainingArgs) -> list[str]:
         "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
     )
     if args.lr_scheduler not in schedulers:
-        found.append(f"--lr_scheduler {args.lr_scheduler}: known are {', '.join(schedulers)}")
-    return found
+        complaints.append(f"--lr_scheduler {args.lr_scheduler}: known are {', '.join(schedulers)}")
+    return complaints
 
 
 def _output_complaints(args: TrainingArgs) -> list[str]:
-    found = []
+    complaints = []
     for tracker in trackers(args.report_to):
         if tracker not in TRACKERS:
             known = ", ".join((*TRACKERS, "all", "none"))
-            found.append(f"--report_to {tracker}: unknown; there are {known}")
+            complaints.append(f"--report_to {tracker}: unknown; there are {known}")
         elif find_spec(tracker) is None:
-            found.append(f"--report_to {tracker}: not installed; pip install {tracker}")
+            complaints.append(f"--report_to {tracker}: not installed; pip install {tracker}")
     if not args.output_dir:
-        found.append("--output_dir is missing")
+        complaints.append("--output_dir is missing")
     elif why := unwritable(Path(args.output_dir)):
-        found.append(f"--output_dir {args.output_dir}: {why}")
+        complaints.append(f"--output_dir {args.output_dir}: {why}")
     else:
-        found += _resume_complaints(args)
-    return found
+        complaints += _resume_complaints(args)
+    return complaints
 
 
 def _resume_complaints(args: TrainingArgs) -> list[str]:
@@ -281,35 +287,35 @@ def _load_prior(
 def _mixing_complaints(args: TrainingArgs, subjects: Subjects, style: SegMixStyle) -> list[str]:
     if args.segmix_prob == 0:
         return []
-    found = []
+    complaints = []
     count, total = args.segmix_num_subjects, len(subjects.names)
     columns = style.reference_size / style.margin_fit
     if count > total >= 2:
-        found.append(f"--segmix_num_subjects {count}: the metadata has {total} subjects")
+        complaints.append(f"--segmix_num_subjects {count}: the metadata has {total} subjects")
     if count >= columns:
-        found.append(f"--segmix_num_subjects {count}: a canvas has room for {columns - 1:.0f}")
+        complaints.append(f"--segmix_num_subjects {count}: a canvas has room for {columns - 1:.0f}")
     collages = perm(total, max(count, 0)) * len(segmix.backgrounds(style))
     if collages > MAX_PROMPTS:
-        found.append(
+        complaints.append(
             f"--segmix_num_subjects {count}: {collages} different collage prompts, more than "
             f"the {MAX_PROMPTS} that are encoded beforehand; mix fewer at a time"
         )
-    return found
+    return complaints
 
 
 def _warnings(args: TrainingArgs, subjects: Subjects, prior: Subjects | None) -> list[str]:
     """What is legal but unwise."""
-    found = list(subjects.warnings)
+    warnings = list(subjects.warnings)
     for name, count in Counter(subjects.names.values()).items():
         if count > 1:
-            found.append(f'{count} subjects are named "{name}"; prompts cannot tell them apart')
+            warnings.append(f'{count} subjects are named "{name}"; prompts cannot tell them apart')
     if args.class_data_dir and not args.with_prior_preservation:
-        found.append("--class_data_dir is not used without --with_prior_preservation")
+        warnings.append("--class_data_dir is not used without --with_prior_preservation")
     if prior is not None:
-        found += prior.warnings
+        warnings += prior.warnings
         if len(prior.photos) < args.num_class_images:
-            found.append(
+            warnings.append(
                 f"--num_class_images {args.num_class_images}: the prior set has only "
                 f"{len(prior.photos)}"
             )
-    return found
+    return warnings

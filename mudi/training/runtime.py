@@ -79,7 +79,7 @@ def set_up(
         hold(Path(args.output_dir), accelerator)
     plan = plan_run(accelerator, args, data)
     if args.segmix_pool:
-        _tell_use(args, plan)
+        tell_pool_use(args, plan)
     start_trackers(accelerator, args, f"mudi-{backbone.name}")
     options = sample_options(args, backbone.style, data.scales, plan.seed)
     dataset = SegMixDataset(data.subjects, options, data.prior)
@@ -180,7 +180,7 @@ def sample_options(
     )
 
 
-def _tell_use(args: TrainingArgs, plan: Plan) -> None:
+def tell_pool_use(args: TrainingArgs, plan: Plan) -> None:
     """Say how many collages a pool of that size and pace makes, and how often they are drawn."""
     steps = max(0, plan.num_steps - args.segmix_start_step)
     drawn = steps * args.gradient_accumulation_steps * args.train_batch_size * args.segmix_prob
