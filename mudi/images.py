@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from comfyui import placing
+from comfyui.resizing import FOREGROUND_LEVEL
 from mudi.photo_files import is_raw, reading_help, register_plugins
 
 NOTE = "mudi"  # key of our text in a PNG; a JPEG has it as its comment
-FOREGROUND_LEVEL = 128  # JPEG masks ring around 0 and 255; a pixel is foreground above this
 
 # Everything that Pillow's readers raise on files that are not, or no longer, the image they claim,
 # and on what such a file says of itself.
@@ -84,11 +85,7 @@ def tight_box(mask: np.ndarray) -> Box:
     Raises:
         ValueError: the mask has no True pixel.
     """
-    columns = np.flatnonzero(mask.any(axis=0))
-    rows = np.flatnonzero(mask.any(axis=1))
-    if columns.size == 0:
-        raise ValueError("mask has no foreground pixel")
-    return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return Box(*placing.tight_box(mask))
 
 
 def load_rgb(path: Path) -> Image.Image:

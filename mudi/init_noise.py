@@ -18,17 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from comfyui import placing
+from comfyui.shift import gamma_map, latent_masks, shift_noise
 from mudi.images import Box
 from mudi.latents import encode_images
-from mudi.layout_json import layout_prompt, load_layout, parse_layout
-from mudi.layouts import Layout, LayoutError, UnitBox, random_layout
-from mudi.segmix import Cutout, resize
+from mudi.layouts import (
+    Layout,
+    LayoutError,
+    layout_prompt,
+    load_layout,
+    parse_layout,
+    random_layout,
+)
+from mudi.segmix import Cutout
 
 __all__ = [
     "Layout",
@@ -84,34 +91,9 @@ def compose_layout(
     Raises:
         ValueError: the layout is for another number of subjects.
     """
-    if len(cutouts) != len(layout.boxes):
-        raise ValueError(f"{len(cutouts)} cut-outs, but {len(layout.boxes)} boxes in the layout")
-    image = Image.new("RGB", size, background)
-    visible = np.zeros((len(cutouts), size[1], size[0]), dtype=bool)
-    boxes = [Box(0, 0, 0, 0)] * len(cutouts)
-    for i in reversed(layout.front_to_back):
-        room = _pixel_box(layout.boxes[i], size)
-        scale = min(room.width / cutouts[i].width, room.height / cutouts[i].height)
-        placed = resize(cutouts[i], scale)
-        left = room.left + (room.width - placed.width) // 2
-        box = Box(left, room.bottom - placed.height, left + placed.width, room.bottom)
-        image.paste(placed.image, box, Image.fromarray(placed.mask))
-        visible[:, box.top : box.bottom, box.left : box.right] &= ~placed.mask
-        visible[i, box.top : box.bottom, box.left : box.right] = placed.mask
-        boxes[i] = box
-    return Scene(image, visible, boxes)
-
-
-def _pixel_box(box: UnitBox, size: tuple[int, int]) -> Box:
-    """Round a box to whole pixels, at least one each way."""
-    left, right = _pixel_span(box.left, box.right, size[0])
-    top, bottom = _pixel_span(box.top, box.bottom, size[1])
-    return Box(left, top, right, bottom)
-
-
-def _pixel_span(low: float, high: float, length: int) -> tuple[int, int]:
-    start = min(round(low * length), length - 1)
-    return start, max(round(high * length), start + 1)
+    pixels = [cutout.pixels for cutout in cutouts]
+    image, visible, boxes = placing.place(pixels, layout, size, background)
+    return Scene(image, visible, [Box(*box) for box in boxes])
 
 
 def subject_latents(vae: AutoencoderKL, images: Sequence[Image.Image]) -> Tensor:
@@ -122,33 +104,6 @@ def subject_latents(vae: AutoencoderKL, images: Sequence[Image.Image]) -> Tensor
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     with torch.no_grad():
         return encode_images(vae, pixels.to(vae.device), generator=None)
-
-
-def latent_masks(visible: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Reduce masks (N, H, W) bool to latents of size (h, w): (N, h, w) float32 in [0, 1].
-
-    Each entry is the share of its patch of pixels that the subject covers. It is left soft: a
-    latent at the edge is part background and is shifted so much the less, while one that no
-    subject touches is exactly 0, and the masks of several subjects add up to that of their union.
-    """
-    pixels = torch.from_numpy(visible)[:, None].float()
-    return F.interpolate(pixels, size=size, mode="area")[:, 0]
-
-
-def gamma_map(gammas: Sequence[float], masks: Tensor) -> Tensor:
-    """Give each subject its own gamma: (N,) and `latent_masks` (N, h, w) -> (1, 1, h, w).
-
-    Where two subjects share a latent, their gammas are averaged by the areas that they cover, so
-    that gamma * mask is the sum of gamma_i * mask_i; 0 where no subject is.
-
-    Raises:
-        ValueError: another number of gammas than of masks.
-    """
-    if len(gammas) != len(masks):
-        raise ValueError(f"{len(gammas)} gammas, but {len(masks)} subjects")
-    covered = masks.sum(0)
-    shares = masks / covered.where(covered > 0, 1.0)
-    return torch.einsum("n,nhw->hw", masks.new_tensor(gammas), shares)[None, None]
 
 
 def mean_shifted_noise(
@@ -183,7 +138,7 @@ def mean_shifted_noise(
     noise = randn_tensor(
         subject_latents.shape, generator, subject_latents.device, subject_latents.dtype
     )
-    return (noise + gamma * (subject_mask * subject_latents)).to(noise.dtype)
+    return shift_noise(noise, subject_latents, subject_mask, gamma)
 
 
 def starts_without_signal(scheduler: Any) -> bool:

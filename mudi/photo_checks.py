@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from comfyui.resizing import thick_share
 from mudi.images import FOREGROUND_LEVEL, ImageError, decoding_bytes, load_gray, load_rgb, tight_box
 from mudi.islands import ISLAND_SHARE, islands_of
-from mudi.resizing import thick_share
 
 MIN_FOREGROUND = 0.001  # of the pixels; JPEG noise alone can pass FOREGROUND_LEVEL here and there
 MAX_FOREGROUND = 0.999

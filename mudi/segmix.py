@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from comfyui import placing
+from comfyui.resizing import resize_mask
 from mudi.images import Box, tight_box
-from mudi.resizing import kept_by, resize_bicubic, resize_mask
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,7 @@ def cut_out(image: Image.Image, mask: np.ndarray) -> Cutout:
     Raises:
         ValueError: the mask is empty or of another size than the photo.
     """
-    if mask.shape != (image.height, image.width):
-        raise ValueError(
-            f"mask is {mask.shape[1]}x{mask.shape[0]}, image {image.width}x{image.height}"
-        )
-    box = tight_box(mask)
-    return _cutout(image.crop(box), mask[box.top : box.bottom, box.left : box.right])
+    return Cutout(placing.cut_out(np.asarray(image), mask))
 
 
 def _cutout(image: Image.Image, mask: np.ndarray) -> Cutout:
@@ -156,14 +152,7 @@ def largest_scale(cutout: Cutout, size: int, style: SegMixStyle, num_subjects: i
 
 def resize(cutout: Cutout, scale: float) -> Cutout:
     """Scale a cut-out in one bicubic step; something of its mask always stays."""
-    size = (max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale)))
-    if size == (cutout.width, cutout.height):
-        return cutout
-    pixels = resize_bicubic(cutout.pixels, size)
-    covered = pixels[..., 3].copy()
-    mask = kept_by(covered) if covered.any() else resize_mask(cutout.mask, size)
-    pixels[..., 3] = mask * np.uint8(255)
-    return Cutout(pixels)
+    return Cutout(placing.resize(cutout.pixels, scale))
 
 
 def reduce_to_canvas(cutout: Cutout, size: int, style: SegMixStyle) -> Cutout:

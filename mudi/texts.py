@@ -1,16 +1,8 @@
 """Names as people and file systems write them: which of them are the same."""
 
-import unicodedata
 from pathlib import Path
 
-
-def folded(text: str) -> str:
-    """Return a text with composed letters (NFC) and single blanks, none at the ends.
-
-    Two texts that look alike are then equal: of an accent as a letter of its own, a double blank, a
-    non-breaking one.
-    """
-    return " ".join(unicodedata.normalize("NFC", text).split())
+from comfyui.basics import folded
 
 
 def has_half_character(text: str) -> bool:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-GROUND, METHOD, BACKBONES, WING, METRIC, TOP = range(6)
+SHARED, GROUND, METHOD, BACKBONES, WING, METRIC, TOP = range(7)
 FLOORS = {
+    "comfyui": SHARED,  # has to work where there is no mudi
     "mudi.ground": GROUND,
     "mudi": METHOD,
     "mudi.backbones": BACKBONES,
@@ -43,7 +44,13 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = sorted([*(ROOT / "mudi").rglob("*.py"), *(ROOT / "detect_and_compare").glob("*.py")])
+FILES = sorted(
+    [
+        *(ROOT / "comfyui").rglob("*.py"),
+        *(ROOT / "mudi").rglob("*.py"),
+        *(ROOT / "detect_and_compare").glob("*.py"),
+    ]
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mudi.layout_json import layout_prompt, load_layout, parse_layout
-from mudi.layouts import Layout, LayoutError, UnitBox, random_layout
+from mudi.layouts import (
+    Layout,
+    LayoutError,
+    UnitBox,
+    layout_prompt,
+    load_layout,
+    parse_layout,
+    random_layout,
+)
 
 NAMES = ["olis robot", "hta corgi"]
 ROBOT, CORGI = UnitBox(0.125, 0.25, 0.5, 1.0), UnitBox(0.5, 0.5, 0.75, 1.0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_dilation
 
-from mudi.resizing import KEPT_AREA, kept_by, resize_bicubic, resize_mask, thick_share
+from comfyui.resizing import KEPT_AREA, kept_by, resize_bicubic, resize_mask, thick_share
 
 SIDES = st.integers(4, 200)
 

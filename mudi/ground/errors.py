@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from comfyui.basics import SetupError
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -15,10 +17,6 @@ _at_end: ContextVar[ExitStack] = ContextVar("at_end")
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
-
-
-class SetupError(ValueError):
-    """Something that the user gave forbids to go on; the message says what and what to do."""
 
 
 class RefusedError(SetupError):

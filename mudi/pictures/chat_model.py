@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mudi.ground.errors import SetupError
-from mudi.layout_json import layout_prompt, parse_layout
-from mudi.layouts import Layout, LayoutError
+from mudi.layouts import Layout, LayoutError, layout_prompt, parse_layout
 
 TIMEOUT = 60.0  # s
 ATTEMPTS = 3

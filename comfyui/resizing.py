@@ -6,8 +6,7 @@ Sizes are (width, height), as everywhere in PIL.
 import numpy as np
 from PIL import Image
 
-from mudi.images import FOREGROUND_LEVEL
-
+FOREGROUND_LEVEL = 128  # JPEG masks ring around 0 and 255; a pixel is foreground above this
 KEPT_AREA = 0.9  # of a mask, at least, however thin its parts are
 
 

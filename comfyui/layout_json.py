@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mudi.layouts import Layout, LayoutError, UnitBox, box_problems
-from mudi.texts import folded
+from .basics import folded
+from .layouts import Layout, LayoutError, UnitBox, box_problems
 
 EXCERPT = 80  # characters of an answer that a complaint quotes
 BIGGEST = 1e6  # no unit of any canvas makes larger numbers
