@@ -42,12 +42,13 @@ from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import replace_file, write_image, write_text
 from mudi.ground.flags import differences, origins
 from mudi.ground.locks import hold
-from mudi.ground.lora_names import lora_path
+from mudi.ground.lora_outline import lora_path
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
 from mudi.init_noise import Layout, LayoutError, load_layout
 from mudi.metadata import Subjects
 from mudi.pictures.chat_model import LlmError, llm_layout
+from mudi.pictures.loras import load_loras, lora_outlines
 from mudi.pictures.pipelines import (
     base_scheduler,
     load_pipeline,
@@ -64,7 +65,6 @@ from mudi.pictures.sampling import (
     SamplingError,
     Shot,
     Stage,
-    load_loras,
     photo_named,
     set_scheduler,
     signal_unit,
@@ -114,7 +114,12 @@ def main(args: PictureArgs) -> None:
     backbone = pipeline_backbone(base, args.revision, args.cache_dir)
     if gamma is None:
         gamma = backbone.gamma if subjects else 0.0
-    refuse(backbone_complaints(args, backbone) + start_complaints(args, prompts, subjects, gamma))
+    problems = backbone_complaints(args, backbone)
+    problems += start_complaints(args, prompts, subjects, gamma)
+    for told in lora_outlines(args.lora, backbone, problems, args.cache_dir):
+        for note in told.notes:
+            logger.warning(note)
+    refuse(problems)
     if has_unit(args.gamma):
         gamma = plain_gamma(args, ids)
 
@@ -260,7 +265,8 @@ def make(
     """Make pictures and write each with its line."""
     pipeline = load_pipeline(**pipeline_settings(args), device=state.device)
     with loading("--lora", " ".join(args.lora)):
-        load_loras(pipeline, args.lora, args.lora_scale or [1.0] * len(args.lora))
+        scales = args.lora_scale or [1.0] * len(args.lora)
+        load_loras(pipeline, args.lora, scales, args.cache_dir)
     side = (args.resolution, args.resolution) if args.resolution else None
     size = (args.width, args.height) if args.width and args.height else side
     sampling = Sampling(size, args.steps, args.guidance_scale, negative_prompt(args))

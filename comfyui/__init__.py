@@ -1,7 +1,8 @@
 """Mean-shifted noise in ComfyUI: copy or link this folder into ComfyUI's custom_nodes.
 
 A copied folder has no mudi beside it, so what nodes and mudi both need lives here, once: basics,
-resizing, layouts, layout_json, placing, shift. They need torch, numpy and Pillow, and mudi imports them.
+resizing, layouts, layout_json, placing, shift. They need torch, numpy and Pillow, and mudi imports
+them.
 """
 
 from typing import Any

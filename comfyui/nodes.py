@@ -81,7 +81,7 @@ class Collage:
         ]
         if layout.strip():
             try:
-                places = parse_layout(layout, None, (width, height))
+                places = parse_layout(layout, None)
             except LayoutError as error:
                 raise ValueError(f"layout: {error}") from error
         else:

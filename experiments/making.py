@@ -20,8 +20,9 @@ from mudi.ground.flags import DTYPES
 from mudi.ground.work import Journal
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import load_subjects
+from mudi.pictures.loras import load_loras
 from mudi.pictures.pipelines import BASE_FLAG, VAE_FLAG, load_pipeline
-from mudi.pictures.sampling import Sampler, Sampling, Shot, load_loras
+from mudi.pictures.sampling import Sampler, Sampling, Shot
 from mudi.segmix import listed
 
 CHECKPOINTS = (  # a stopped training goes on too

@@ -43,7 +43,7 @@ class FluxArgs(TrainingArgs):
     )
     upcast_before_saving: bool = flag(
         False,
-        "save the final LoRA in float32, not in the training's precision",
+        "the same as --save_precision float32",
         on_resume=FREE,
     )
 
@@ -92,6 +92,11 @@ logger = get_logger("mudi")
 def check_args(args: FluxArgs) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
     complaints = checks.check_args(args, FLUX)
+    if args.upcast_before_saving and args.save_precision not in (None, "float32"):
+        complaints.append(
+            f"--upcast_before_saving means float32, and --save_precision {args.save_precision} "
+            "does not: leave one out"
+        )
     if args.encode_on_cpu and args.train_text_encoder:
         complaints.append("--encode_on_cpu does not go with --train_text_encoder, which needs CLIP")
     return complaints
@@ -202,15 +207,15 @@ def train(
 
 @program
 def main(args: FluxArgs) -> None:
-    run = runtime.set_up(args, check_args(args), FLUX)
+    complaints = check_args(args)
+    if args.upcast_before_saving:
+        args.save_precision = "float32"
+    run = runtime.set_up(args, complaints, FLUX)
     if args.dry_run:
         return dry_run.tell(args, run, FLUX, load_models, run_pass)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
-    dtype = torch.float32
-    if not args.upcast_before_saving:
-        dtype = runtime.weight_dtype(run.accelerator)
-    publish.finish(args, run.accelerator, run.dataset.subjects, FluxPipeline, models.adapted, dtype)
+    publish.finish(args, run.accelerator, run.dataset.subjects, FluxPipeline, models.adapted)
 
 
 if __name__ == "__main__":

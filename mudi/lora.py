@@ -1,6 +1,6 @@
-"""LoRA adapters: attach, switch off, save, load; in diffusers' key names and in kohya's."""
+"""LoRA adapters: attach, switch off, save, load."""
 
-import math
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,36 +8,25 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mudi.ground.errors import SetupError
-from mudi.ground.files import replace_file
-from mudi.ground.lora_names import WEIGHTS_NAME, outline, read_header, split_key
+from mudi.ground.lora_names import SDXL_RESNETS, UNET
+from mudi.ground.lora_outline import PARTS, WEIGHTS_NAME, outline, read_header
+from mudi.lora_files import About, read_lora, write_diffusers, write_kohya
+
+__all__ = ["WEIGHTS_NAME", "read_header", "read_lora"]  # they live below; here they are known
+
+logger = logging.getLogger("mudi")
 
 KOHYA_WEIGHTS_NAME = "pytorch_lora_weights_kohya.safetensors"
 ADAPTER = "default"  # the name under which diffusers' trainers save and load
 
 ATTENTION_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-
-# What kohya's file calls each part; the tools that read it tell the encoders apart by this.
-_KOHYA_PREFIXES = {
-    "unet": "lora_unet",
-    "transformer": "lora_transformer",
-    "text_encoder": "lora_te1",
-    "text_encoder_2": "lora_te2",
-}
-_KOHYA_SUFFIXES = {
-    "lora_A.weight": "lora_down.weight",
-    "lora_B.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale",
-}
 
 
 def add_lora(model: Any, rank: int, targets: list[str], use_dora: bool = False) -> None:
@@ -86,92 +75,66 @@ def save_lora(
     pipeline_class: Any,
     models: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
+    about: About | None = None,
 ) -> Path:
     """Write WEIGHTS_NAME into folder, complete or not at all.
 
     Args:
         folder: made if need be.
-        pipeline_class: knows the file's layout, e.g. StableDiffusionXLPipeline.
+        pipeline_class: that is to load the file, e.g. StableDiffusionXLPipeline.
         models: adapted models by the pipeline's part names ("unet", "text_encoder", …).
-        dtype: precision in the file.
+        dtype: precision of A and B in the file.
+        about: what its header is to tell people.
 
     Returns:
         The file. Its header carries each adapter's rank, alpha and targets.
 
     Raises:
-        ValueError: a weight is infinite or not a number; nothing is written.
+        ValueError: a weight is infinite or not a number, or the pipeline has no such part; nothing
+            is written.
     """
-    for name, model in models.items():
-        bad = [key for key, value in _peft_state(model).items() if not value.isfinite().all()]
-        if bad:
-            raise ValueError(f"the {name} adapter is broken, {bad[0]} is not finite; not saved")
-    states = {
-        name: {key: value.to(dtype) for key, value in _peft_state(model).items()}
-        for name, model in models.items()
-    }
+    kind = pipeline_class.__name__
+    known = [part for family, parts in PARTS.items() if kind.startswith(family) for part in parts]
+    if foreign := sorted(models.keys() - set(known)):
+        raise ValueError(f"{kind} loads no LoRA for its {', '.join(foreign)}")
     configs = {name: model.peft_config[ADAPTER] for name, model in models.items()}
-    return write_lora(folder / WEIGHTS_NAME, pipeline_class, states, configs)
+    states = adapter_weights(models)
+    return write_diffusers(folder / WEIGHTS_NAME, states, configs, about, dtype)
 
 
-def write_lora(
-    file: Path,
-    pipeline_class: Any,
-    states: Mapping[str, dict[str, Tensor]],
-    configs: Mapping[str, LoraConfig],
+def save_kohya(
+    folder: Path,
+    models: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+    about: About | None = None,
 ) -> Path:
-    """Write a LoRA file, complete or not at all.
-
-    Args:
-        pipeline_class: knows the file's layout.
-        states: weights in PEFT's names, by part.
-        configs: what the header is to say, by part.
-    """
-    layers = {f"{name}_lora_layers": _as_saved(name, state) for name, state in states.items()}
-    headers = {
-        f"{name}_lora_adapter_metadata": config.to_dict() for name, config in configs.items()
-    }
-
-    def write(path: Path) -> None:
-        pipeline_class.save_lora_weights(path.parent, weight_name=path.name, **layers, **headers)
-
-    return replace_file(file, write)
-
-
-def read_lora(file: Path) -> dict[str, dict[str, Tensor]]:
-    """Return a LoRA file's weights by part, in PEFT's names and in float32.
-
-    Every B is multiplied by the scale that the file gives its layer, so that the effect is B @ A.
+    """Write KOHYA_WEIGHTS_NAME: the LoRA as everything but diffusers loads it.
 
     Raises:
-        LoraFileError: a key is not one of diffusers'.
+        ValueError: as `save_lora`; or it is a DoRA.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(file).items():
-        part, layer, tensor = split_key(file, key)
-        parts.setdefault(part, {})[f"{layer}.{tensor}"] = value.float()
-    header = read_header(file)
-    for part, state in parts.items():
-        prefix = f"{part}."
-        settings = {k.removeprefix(prefix): v for k, v in header.items() if k.startswith(prefix)}
-        alphas = {key: state.pop(key).item() for key in list(state) if key.endswith(".alpha")}
-        for key in state:
-            if key.endswith(".lora_B.weight"):
-                layer, rank = key.removesuffix(".lora_B.weight"), state[key].shape[1]
-                state[key] *= _scale(layer, rank, alphas.get(f"{layer}.alpha"), settings)
-    return parts
+    original = has_original_names(models)
+    return write_kohya(folder / KOHYA_WEIGHTS_NAME, adapter_weights(models), about, dtype, original)
 
 
-def _scale(layer: str, rank: int, alpha: float | None, settings: dict[str, Any]) -> float:
-    """Return what PEFT multiplies B @ A by.
+def has_original_names(models: Mapping[str, Any]) -> bool:
+    """Say whether the layers can be numbered as SDXL's original code does; else a miniature's."""
+    unet = models.get(UNET)
+    return unet is None or unet.config.layers_per_block == SDXL_RESNETS
 
-    Args:
-        alpha: the layer's own; None: the header's, or where that has none, the rank.
-        settings: the header's, of the layer's part.
+
+def adapter_weights(models: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Return the adapters' weights by part, as `add_lora` made them: their alpha is their rank.
+
+    Raises:
+        ValueError: one is infinite or not a number.
     """
-    if alpha is None:
-        pattern = settings.get("alpha_pattern") or {}
-        alpha = pattern.get(get_pattern_key(pattern, layer), settings.get("lora_alpha", rank))
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    states = {name: _peft_state(model) for name, model in models.items()}
+    for name, state in states.items():
+        bad = [key for key, value in state.items() if not value.isfinite().all()]
+        if bad:
+            raise ValueError(f"the {name} adapter is broken, {bad[0]} is not finite; not saved")
+    return states
 
 
 def load_lora(file: Path, models: Mapping[str, Any]) -> None:
@@ -186,10 +149,19 @@ def load_lora(file: Path, models: Mapping[str, Any]) -> None:
         own = {key: value.shape for key, value in _peft_state(model).items()}
         if own != {key: value.shape for key, value in state.items()}:
             raise ValueError(
-                f"{file}: its {name} weights do not fit this run's adapter; "
+                f"{file}: its {name} weights do not fit this run's adapter"
+                f"{_first_difference(state, own)}; "
                 "same --rank, --use_dora, --train_text_encoder and base model as then?"
             )
         set_peft_model_state_dict(model, state, adapter_name=ADAPTER)
+
+
+def _first_difference(state: Mapping[str, Tensor], own: Mapping[str, torch.Size]) -> str:
+    """Say which layers only one side has, if so."""
+    for names, whose in ((state.keys() - own.keys(), "file"), (own.keys() - state.keys(), "run")):
+        if names:
+            return f" (only the {whose} has {min(names)}, and {len(names) - 1} more)"
+    return ""
 
 
 def resume_lora(path: str | None, models: Mapping[str, Any]) -> None:
@@ -201,45 +173,18 @@ def resume_lora(path: str | None, models: Mapping[str, Any]) -> None:
     if path is None:
         return
     try:
-        load_lora(outline(Path(path)).file, models)
+        told = outline(Path(path))
+        load_lora(told.file, models)
     except ValueError as error:
         raise SetupError(f"--resume_lora {error}") from error
-
-
-def save_kohya(folder: Path, models: Mapping[str, Any]) -> Path:
-    """Write KOHYA_WEIGHTS_NAME: the LoRA under the key names that ComfyUI and A1111 load."""
-    state: dict[str, Tensor] = {}
-    for name, model in models.items():
-        alpha = float(model.peft_config[ADAPTER].lora_alpha)
-        for key, value in _peft_state(model).items():
-            module, suffix = _kohya_module(name, key)
-            if suffix == "dora_scale":
-                value = value[:, None]  # (out, 1): one magnitude a row, or readers take columns
-            state[f"{module}.{suffix}"] = value.contiguous().cpu()
-            state[f"{module}.alpha"] = torch.tensor(alpha)
-    config = next(iter(models.values())).peft_config[ADAPTER]
-    header = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-    return replace_file(
-        folder / KOHYA_WEIGHTS_NAME, lambda path: save_file(state, path, metadata=header)
-    )
-
-
-def _as_saved(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under the key names that diffusers' own trainers give this part."""
-    return state if part == "transformer" else convert_state_dict_to_diffusers(state)
+    for note in told.notes:
+        logger.warning(note)
+    if rounded := ", ".join(sorted({*told.precisions} - {"F32", "F64"})):
+        logger.warning(
+            f"--resume_lora {told.file}: its weights were rounded to {rounded}, so the run does "
+            "not start from exactly what was trained; --save_precision float32 keeps it"
+        )
 
 
 def _peft_state(model: Any) -> dict[str, Tensor]:
     return get_peft_model_state_dict(model, adapter_name=ADAPTER)
-
-
-def _kohya_module(part: str, key: str) -> tuple[str, str]:
-    """Split a PEFT key into kohya's module name and its suffix."""
-    for ours, theirs in _KOHYA_SUFFIXES.items():
-        if key.endswith(f".{ours}"):
-            path = key.removesuffix(f".{ours}")
-            if part == "text_encoder" and not path.startswith("text_model."):
-                # transformers 5 dropped this level from CLIPTextModel; the readers expect it
-                path = f"text_model.{path}"
-            return f"{_KOHYA_PREFIXES[part]}_{path.replace('.', '_')}", theirs
-    raise ValueError(f"no kohya name for the weight {key!r}")

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import FluxPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig
 from torch import Tensor
 
-from mudi import lora
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.flags import Parser
-from mudi.ground.lora_names import LoraFileError, LoraOutline, outline
+from mudi.ground.lora_outline import LoraFileError, LoraOutline, outline
+from mudi.lora_files import read_lora, write_diffusers
 
-PIPELINES = {"StableDiffusionXL": StableDiffusionXLPipeline, "Flux": FluxPipeline}
 A, B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -34,7 +32,7 @@ def merge(
     so that a refit can train it.
 
     Args:
-        loras: as `mudi.lora.read_lora` returns them; no DoRAs.
+        loras: as `mudi.lora_files.read_lora` returns them; no DoRAs.
         weights: one for each.
 
     Raises:
@@ -115,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
     refuse(problems)
 
     try:
-        merged = merge([lora.read_lora(one.file) for one in outlines], weights)
+        merged = merge([read_lora(one.file) for one in outlines], weights)
     except ValueError as error:
         raise SetupError(str(error)) from error
     layers = {
@@ -127,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
         part: LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
         for part, names in layers.items()
     }
-    lora.write_lora(args.output, PIPELINES[outlines[0].family], merged, configs)
+    write_diffusers(args.output, merged, configs)
     print(f"{args.output}: rank {rank}; refit it with --resume_lora {args.output} --rank {rank}")
 
 

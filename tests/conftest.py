@@ -76,7 +76,7 @@ def run_once(backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a finished run of four steps with everything switched on."""
     return backbone.train(
         tmp_path_factory.mktemp("runs") / "once",
-        "--max_train_steps 4 --checkpointing_steps 2 --save_steps 2 --output_kohya_format",
+        "--max_train_steps 4 --checkpointing_steps 2 --save_steps 2",
         "--gradient_accumulation_steps 2 --num_validation_images 1 --validation_epochs 1000",
         "--num_validation_inference_steps 2 --validation_prompt dog --report_to tensorboard",
         "--dco_beta 1000",

@@ -51,8 +51,7 @@ OWN: dict = {
     },
 }  # fmt: skip
 OWN_SWITCHES = {
-    SDXL: """do_edm_style_training enable_xformers_memory_efficient_attention use_dora
-        output_kohya_format""".split(),
+    SDXL: """do_edm_style_training enable_xformers_memory_efficient_attention use_dora""".split(),
     FLUX: ["cache_latents", "upcast_before_saving"],
 }
 

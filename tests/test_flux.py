@@ -4,7 +4,11 @@ import math
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors.torch import load_file
 from training import lora_of, move_weights
 
@@ -12,6 +16,7 @@ import train_segmix_lora_flux
 from mudi import denoising, lora
 from mudi.backbones import flux, quantization
 from mudi.denoising import denoising_errors
+from mudi.training.results import save_dtype
 
 PROMPTS = ["a olis robot", "a robot"]
 SCHEDULER = {"use_dynamic_shifting": True, "shift": 3.0}
@@ -248,22 +253,42 @@ def test_flags_of_flux_are_checked(flux_backbone, tmp_path):
         assert text in told
 
 
-def test_the_final_file_is_in_the_trainings_precision_unless_upcast(flux_backbone, tmp_path):
+def test_precision_is_bf16_unless_the_flags_say_otherwise(flux_backbone, tmp_path):
+    unset = flux_backbone.script.parse_args([])
+    assert save_dtype(unset, FluxPipeline) == torch.bfloat16
+    assert save_dtype(unset, StableDiffusionXLPipeline) == torch.float16
     for name, more, dtype in (
-        ("a", "", torch.bfloat16),
+        ("a", "--save_precision bf16", torch.bfloat16),
         ("b", "--upcast_before_saving", torch.float32),
+        ("c", "--save_precision fp16", torch.float16),
     ):
-        flux_backbone.train(tmp_path / name, more, "--mixed_precision bf16 --max_train_steps 1")
-        assert {value.dtype for value in lora_of(tmp_path / name).values()} == {dtype}
+        folder = flux_backbone.train(tmp_path / name, more, "--max_train_steps 1 --save_steps 1")
+        for file in (*folder.glob("*.safetensors"), *folder.glob("save-1/*.safetensors")):
+            found = {v.dtype for k, v in load_file(file).items() if not k.endswith("alpha")}
+            assert found == {dtype}, file
+    with pytest.raises(SystemExit, match="--upcast_before_saving means float32"):
+        flux_backbone.train(tmp_path, "--upcast_before_saving --save_precision bf16")
 
 
-def test_kohya_keys_are_those_that_comfyui_knows(flux_backbone, tmp_path):
+def test_the_kohya_file_has_q_k_and_v_fused_and_the_text_encoder(flux_backbone, tmp_path):
     _, models = flux_backbone.loaded(tmp_path, "--train_text_encoder")
-    state = load_file(lora.save_kohya(tmp_path, models.adapted))
-    for module in (
-        "lora_transformer_transformer_blocks_0_attn_to_out_0",
-        "lora_transformer_single_transformer_blocks_1_attn_to_q",
-        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+    move_weights(models)
+    file = lora.save_kohya(tmp_path, models.adapted)
+    state = load_file(file)
+    for module, rank in (
+        ("lora_unet_double_blocks_0_img_attn_proj", 2),
+        ("lora_unet_double_blocks_0_img_attn_qkv", 6),
+        ("lora_unet_single_blocks_1_linear1", 6),
+        ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 2),
     ):
-        assert state[f"{module}.lora_down.weight"].shape[0] == 2
-        assert state[f"{module}.alpha"].item() == 2
+        assert state[f"{module}.lora_down.weight"].shape[0] == rank
+        assert state[f"{module}.alpha"].item() == rank
+    single = models.adapted["transformer"].single_transformer_blocks[0]
+    wanted = sum(
+        layer.out_features for layer in (single.attn.to_q, single.attn.to_k, single.attn.to_v)
+    )
+    height = len(state["lora_unet_single_blocks_0_linear1.lora_up.weight"])
+    assert height == wanted + single.proj_mlp.out_features
+    torch.testing.assert_close(
+        lora.read_lora(file), lora.adapter_weights(models.adapted), rtol=0, atol=0
+    )

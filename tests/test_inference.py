@@ -21,6 +21,7 @@ import inference
 from detect_and_compare import __main__ as metric
 from mudi.ground.work import CHECKSUM
 from mudi.metadata import Photo, load_subjects
+from mudi.pictures.loras import load_loras
 from mudi.pictures.sampling import (
     SCHEDULERS,
     Sampler,
@@ -28,7 +29,6 @@ from mudi.pictures.sampling import (
     SamplingError,
     Shot,
     Stage,
-    load_loras,
     photo_named,
     set_scheduler,
     signal_unit,

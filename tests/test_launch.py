@@ -124,7 +124,7 @@ def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train_segmix_lora_sdxl", "train_segmix_lora_flux"])
     rng = random.Random(backbone.denoiser)
-    steps = "--max_train_steps 40 --checkpointing_steps 1 --save_steps 1 --output_kohya_format"
+    steps = "--max_train_steps 40 --checkpointing_steps 1 --save_steps 1"
     latest = "--resume_from_checkpoint latest --checkpoints_total_limit 2"
     calm, killed = tmp_path / "calm", tmp_path / "killed"
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from training import lora_of, move_weights
 
 from mudi import denoising, lora, merge_lora
-from mudi.ground.lora_names import PARTS, WEIGHTS_NAME, outline
-from mudi.pictures.sampling import load_loras
+from mudi.ground.lora_outline import PARTS, WEIGHTS_NAME, outline
+from mudi.pictures.loras import load_loras
 
 KEY = "unet.block.to_q"
 STILL = "--max_train_steps 1 --learning_rate 1e-30 --text_encoder_lr 1e-30"  # moves no float32
@@ -138,7 +138,7 @@ def test_what_cannot_be_merged_is_told_in_a_line_each(sdxl_backbone, flux_backbo
     dora = trained(sdxl_backbone, tmp_path / "dora", "--use_dora")
     flux = trained(flux_backbone, tmp_path / "flux")
     kohya = write(tmp_path / "kohya.safetensors", {"lora_unet_x.lora_down.weight": [[1.0]]})
-    other = write(tmp_path / "other.safetensors", {"prior.to_q.lora_A.weight": [[1.0]]})
+    other = write(tmp_path / "other.safetensors", {"text_encoder.to_q.lora_A.weight": [[1.0]]})
     text = tmp_path / "text.safetensors"
     text.write_text("no")
     words = [*map(str, (sdxl, dora, flux, kohya, other, text, tmp_path))]
@@ -150,8 +150,8 @@ def test_what_cannot_be_merged_is_told_in_a_line_each(sdxl_backbone, flux_backbo
         "--weights: 2 numbers for 7 LoRAs",
         "--weights: all must be finite",
         "--output merged: must end in .safetensors",
-        f"{kohya}: 'lora_unet_x.lora_down.weight' is not one of diffusers' key names",
-        f"{other}: adapts prior, ",
+        f"{kohya}: 'lora_unet_x.lora_down.weight' is of no LoRA naming that is known here",
+        f"{other}: adapts text_encoder, ",
         f"{text}: not a safetensors file",
         f"{tmp_path / WEIGHTS_NAME}: no such file",
         f"{dora / WEIGHTS_NAME}: a DoRA",

@@ -18,7 +18,8 @@ from mini.training.stream import HELD_OUT_SEED, held_out_scenes
 from mudi.images import load_rgb
 from mudi.masks.segment import Detector
 from mudi.metadata import load_subjects
-from mudi.pictures.sampling import Sampler, Sampling, Shot, load_loras
+from mudi.pictures.loras import load_loras
+from mudi.pictures.sampling import Sampler, Sampling, Shot
 
 torch.set_num_threads(1)
 WEIGHTS = Path(__file__).parent.parent / "mini/weights"

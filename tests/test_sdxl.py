@@ -14,7 +14,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from training import move_weights
 
 from mudi import denoising, lora
@@ -345,23 +344,6 @@ def test_cached_prompts_equal_live_ones(sdxl_backbone):
     sdxl.free_text_encoders(pipeline)
     assert pipeline.text_encoder is None
     assert table(PROMPTS[:1])[0].shape == (1, 77, 64)
-
-
-def test_kohya_keys_are_those_that_comfyui_and_a1111_know(sdxl_backbone, tmp_path):
-    _, models = sdxl_backbone.loaded(tmp_path, "--train_text_encoder --use_dora")
-    state = load_file(lora.save_kohya(tmp_path, models.adapted))
-    unet = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0"
-    first = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
-    second = "lora_te2_text_model_encoder_layers_2_self_attn_out_proj"
-    for module in (unet, first, second):
-        assert state[f"{module}.lora_down.weight"].shape[0] == 2
-        assert state[f"{module}.lora_up.weight"].shape[1] == 2
-        assert state[f"{module}.alpha"].item() == 2
-        # one magnitude an output row: (out, 1), which ComfyUI tells from kohya's (1, in)
-        assert state[f"{module}.dora_scale"].shape == (len(state[f"{module}.lora_up.weight"]), 1)
-    assert {key.rsplit(".", 1)[1] for key in state} == {"weight", "alpha", "dora_scale"}
-    prefixes = ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_")
-    assert all(key.startswith(prefixes) for key in state)
 
 
 def test_kohyas_file_says_the_same_as_diffusers(sdxl_backbone, tmp_path):

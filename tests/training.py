@@ -21,7 +21,7 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 EXAMPLE = Path(__file__).parent.parent / "dataset/category/robot_and_teddy"
 SMALL = (  # 64 px: the tiny models' latents are 8 x 8
     "--resolution 64 --train_batch_size 1 --rank 2 --seed 7 --learning_rate 1e-3 "
-    "--lr_warmup_steps 0 --report_to none --segmix_prob 0.5"
+    "--lr_warmup_steps 0 --report_to none --segmix_prob 0.5 --save_precision float32"
 ).split()
 
 

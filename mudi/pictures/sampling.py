@@ -24,11 +24,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image, ImageDraw
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mudi.backbones.table import backbone_of
-from mudi.ground.errors import SetupError, first_line
+from mudi.ground.errors import SetupError
 from mudi.ground.sheets import COLOURS, contact_sheet
 from mudi.images import load_mask, load_rgb
 from mudi.init_noise import (
@@ -55,17 +54,6 @@ SCHEDULERS: dict[str, Any] = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-# What diffusers' and PEFT's readers raise at a LoRA that is broken, or of another model
-LORA_ERRORS = (
-    OSError,
-    SafetensorError,
-    ValueError,
-    RuntimeError,
-    AssertionError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
 KEPT_CUTOUTS = 32  # a 12-megapixel photo's can take 50 MB
 
 
@@ -294,26 +282,6 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str) -> None:
     if backbone.flow:
         raise SamplingError(f"{backbone.title} has its own scheduler; leave --scheduler out")
     pipeline.scheduler = SCHEDULERS[name].from_config(pipeline.scheduler.config)
-
-
-def load_loras(pipeline: DiffusionPipeline, paths: Sequence[str], scales: Sequence[float]) -> None:
-    """Load LoRAs to work together, each with its scale; one of scale 0 is not loaded at all.
-
-    Args:
-        paths: files, folders of training runs, or hub ids.
-
-    Raises:
-        SamplingError: one can't be loaded.
-    """
-    used = [(path, scale) for path, scale in zip(paths, scales, strict=True) if scale != 0]
-    names = [f"lora_{i}" for i in range(len(used))]
-    for name, (path, _) in zip(names, used, strict=True):
-        try:
-            pipeline.load_lora_weights(path, adapter_name=name)
-        except LORA_ERRORS as error:
-            raise SamplingError(f"the LoRA {path} can't be loaded: {first_line(error)}") from error
-    if used:
-        pipeline.set_adapters(names, [scale for _, scale in used])
 
 
 def signal_unit(scheduler: Any, steps: int) -> float | None:

@@ -11,6 +11,7 @@ CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
 MAX_SEED = 2**32 - 1  # numpy's
 OPTIMIZERS = ("adamw", "adafactor", "prodigy")
+SAVE_PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "float32": "float32"}  # torch's words
 QUANTIZED = ("none", "nf4", "int8")
 TRACKERS = ("tensorboard", "wandb")
 NO_TOKENS = (
@@ -245,7 +246,28 @@ class Output:
         None, "a checkpoint-<step> folder", metavar="PATH|latest", on_resume=FREE
     )
     output_kohya_format: bool = flag(
-        False, "also write the LoRA under the key names that ComfyUI and A1111 load", on_resume=FREE
+        True,
+        "also write the LoRA as ComfyUI, Forge, A1111, InvokeAI and sd-scripts load it",
+        on_resume=FREE,
+    )
+    save_precision: str | None = flag(
+        None,
+        "of the LoRA files, not of resumable states; unset: fp16 for SDXL, bf16 for FLUX",
+        choices=tuple(SAVE_PRECISIONS),
+        on_resume=FREE,
+    )
+    dora_as_lora_rank: int = flag(
+        128,
+        "a DoRA means another thing to each program but diffusers, so the file for the others has "
+        "a plain LoRA of this rank that comes near it",
+        at_least=1,
+        on_resume=FREE,
+    )
+    dora_as_lora_error: float = flag(
+        0.1,
+        "no such file where more than this part of the DoRA would be lost",
+        at_least=0,
+        on_resume=FREE,
     )
     validation_prompt: str | None = flag(
         None, "prompt of the images made while training", on_resume=FREE

@@ -21,7 +21,7 @@ from mudi.ground.flags import (
     range_complaints,
     text_complaints,
 )
-from mudi.ground.lora_names import LoraFileError, outline
+from mudi.ground.lora_outline import LoraFileError, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
 from mudi.training.args import (

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from huggingface_hub import HfApi, ModelCardData
@@ -100,16 +99,11 @@ def finish(
     subjects: Subjects,
     pipeline_class: Any,
     models: Mapping[str, Any],
-    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the results and the model card, upload them if asked for, close the trackers.
-
-    Args:
-        dtype: precision of the LoRA's file.
-    """
+    """Write the results and the model card, upload them if asked for, close the trackers."""
     if accelerator.is_main_process:
         folder = Path(args.output_dir)
-        save_results(folder, args, pipeline_class, models, dtype)
+        save_results(folder, args, pipeline_class, models, subjects.names)
         write_model_card(folder, args, subjects, pipeline_class.__name__)
         logger.info(f"the LoRA is {folder / WEIGHTS_NAME}")
         if args.push_to_hub:

@@ -36,6 +36,7 @@ from mudi.training.checkpoints import (
     step_of,
     write_digests,
 )
+from mudi.training.results import write_loras
 
 # Names within a checkpoint; accelerate's own three are pickles, read as numbers only
 SCHEDULE_NAME = "schedule.json"
@@ -215,7 +216,8 @@ def save_if_due(
     output_dir = Path(args.output_dir)
     if step % args.save_steps == 0 and accelerator.is_main_process:
         with new_folder(output_dir / f"save-{step}") as folder:
-            save_results(folder, args, pipeline_class, models)
+            names = record["settings"]["names"]
+            save_results(folder, args, pipeline_class, models, names, is_end=False)
     if step % args.checkpointing_steps == 0:
         save_checkpoint(accelerator, output_dir, step, record, args.checkpoints_total_limit)
 
@@ -225,16 +227,11 @@ def save_results(
     args: TrainingArgs,
     pipeline_class: Any,
     models: Mapping[str, Any],
-    dtype: torch.dtype = torch.float32,
+    names: Mapping[str, str],
+    is_end: bool = True,
 ) -> None:
-    """Write the LoRA, its kohya twin if asked for, and the run's arguments into folder.
-
-    Args:
-        dtype: precision of the LoRA's file.
-    """
-    lora.save_lora(folder, pipeline_class, models, dtype)
-    if args.output_kohya_format:
-        lora.save_kohya(folder, models)
+    """Write the LoRA's files and the run's arguments into folder; see `write_loras`."""
+    write_loras(folder, args, pipeline_class, models, names, is_end)
     arguments = json.dumps(public_arguments(args), indent=2, ensure_ascii=False)
     write_text(folder / ARGUMENTS_NAME, arguments + "\n")
 
