@@ -39,6 +39,7 @@ from mudi.ground.lora_outline import (
 
 States = Mapping[str, Mapping[str, Tensor]]
 Pair = tuple[Tensor, Tensor]  # A (rank, in), B (out, rank)
+TRIGGERS_KEY = "modelspec.trigger_phrase"  # header: the words that call the subjects
 MLP_RATIO = 4  # of FLUX's blocks: how much wider the part of linear1 that is not attention
 
 
@@ -313,7 +314,7 @@ def _header(states: States, about: About) -> dict[str, str]:
         "modelspec.title": about.title,
     }
     if about.triggers:
-        header["modelspec.trigger_phrase"] = ", ".join(about.triggers)
+        header[TRIGGERS_KEY] = ", ".join(about.triggers)
         header["ss_tag_frequency"] = json.dumps({"mudi": {name: 1 for name in about.triggers}})
     if about.resolution:
         header["modelspec.resolution"] = f"{about.resolution}x{about.resolution}"

@@ -2,7 +2,9 @@
 
     python -m mudi.merge_lora output/cats output/dogs --weights 1 0.8 --output merged.safetensors
 
-The ranks add up. A training script refits the result with --resume_lora.
+The ranks add up. A training script refits the result with --resume_lora. Given one LoRA, it brings
+that into diffusers' names and, beside it, into those of all other programs; given a DoRA and its
+base model, into a plain LoRA that comes near.
 """
 
 import argparse
@@ -14,12 +16,15 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from mudi import dora
 from mudi.ground.errors import SetupError, program, refuse
-from mudi.ground.flags import Parser
-from mudi.ground.lora_outline import LoraFileError, LoraOutline, outline
-from mudi.lora_files import read_lora, write_diffusers
+from mudi.ground.flags import BooleanFlag, Parser
+from mudi.ground.lora_outline import LoraFileError, LoraOutline, file_header, outline
+from mudi.lora_files import TRIGGERS_KEY, About, read_lora, write_diffusers, write_kohya
 
 A, B = ".lora_A.weight", ".lora_B.weight"
+BASE_FLAG = "--pretrained_model_name_or_path"
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}
 
 
 def merge(
@@ -70,32 +75,84 @@ def _stack(key: str, pieces: list[Tensor], rank: int, generator: torch.Generator
     return torch.cat([stacked, torch.randn(size, generator=generator) / rank])
 
 
-def read_outlines(paths: Sequence[Path], problems: list[str]) -> list[LoraOutline]:
-    """Read what the files hold; add what forbids merging them to problems."""
+def read_outlines(
+    paths: Sequence[Path], problems: list[str], base: str | None = None
+) -> list[LoraOutline]:
+    """Read what the files hold; add what forbids merging them to problems.
+
+    Args:
+        base: model from which a DoRA can be made a plain LoRA.
+    """
     found = []
     for path in paths:
         try:
             found.append(outline(path))
         except LoraFileError as error:
             problems.append(str(error))
-    problems += [
-        f"{one.file}: a DoRA; its magnitudes cannot be added to another's"
-        for one in found
-        if one.is_dora
-    ]
+    if base is None:
+        problems += [
+            f"{one.file}: a DoRA, whose magnitudes cannot be added to another's; "
+            f"{BASE_FLAG} brings it into a plain LoRA"
+            for one in found
+            if one.is_dora
+        ]
     if len({one.family for one in found}) > 1:
         told = ", ".join(f"{one.file} is {one.family}" for one in found)
         problems.append(f"LoRAs of different base models cannot be merged: {told}")
     return found
 
 
+def read_plain(
+    told: LoraOutline, base: str | None, variant: str | None, rank: int, max_error: float
+) -> dict[str, dict[str, Tensor]]:
+    """Read a LoRA; a DoRA as the plain LoRA that is nearest.
+
+    Raises:
+        SetupError: too much of the DoRA would be lost, or the base's weights can't be had.
+    """
+    states = read_lora(told.file)
+    if not told.is_dora or base is None:
+        return states
+    plain = dora.as_plain(states, dora.BaseWeights(base, variant=variant), rank)
+    print(f"{told.file}: {plain.told()}")
+    if plain.error > max_error:
+        raise SetupError(
+            f"{told.file}: {plain.error:.2%} of the DoRA would be lost, more than --dora_error "
+            f"{max_error:g}; nothing was written. A larger --dora_rank loses less"
+        )
+    return plain.states
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "loras", nargs="+", type=Path, help="LoRA files in diffusers' key names, or run folders"
+    flag = parser.add_argument
+    flag("loras", nargs="+", type=Path, help="LoRA files of any naming, run folders, PEFT folders")
+    flag("--weights", nargs="+", type=float, help="one a LoRA; unset: 1 for each")
+    flag("--output", type=Path, required=True, help="file: NAME.safetensors")
+    flag(
+        "--output_kohya_format",
+        action=BooleanFlag,
+        default=True,
+        help="also write NAME_kohya.safetensors, for ComfyUI and all others (the default)",
     )
-    parser.add_argument("--weights", nargs="+", type=float, help="one a LoRA; unset: 1 for each")
-    parser.add_argument("--output", type=Path, required=True, help="file: NAME.safetensors")
+    flag(
+        "--save_precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the files (float32, which a refit starts from exactly)",
+    )
+    group = parser.add_argument_group("DoRA, which is brought into a plain LoRA")
+    group.add_argument(BASE_FLAG, help="base model that it was trained on: folder or hub id")
+    group.add_argument("--variant", help='weight files of the base model, e.g. "fp16"')
+    group.add_argument(
+        "--dora_rank", type=int, default=dora.RANK, help=f"of that LoRA ({dora.RANK})"
+    )
+    group.add_argument(
+        "--dora_error",
+        type=float,
+        default=dora.MAX_ERROR,
+        help=f"the part of the DoRA that may be lost at most ({dora.MAX_ERROR:g})",
+    )
     return parser.parse_args(argv)
 
 
@@ -109,13 +166,25 @@ def main(args: argparse.Namespace) -> None:
         problems.append("--weights: all must be finite numbers")
     if args.output.suffix != ".safetensors":
         problems.append(f"--output {args.output}: must end in .safetensors")
-    outlines = read_outlines(args.loras, problems)
+    if args.dora_rank < 1:
+        problems.append(f"--dora_rank {args.dora_rank}: must be 1 or more")
+    base = args.pretrained_model_name_or_path
+    outlines = read_outlines(args.loras, problems, base)
     refuse(problems)
 
     try:
-        merged = merge([read_lora(one.file) for one in outlines], weights)
+        settings = (base, args.variant, args.dora_rank, args.dora_error)
+        merged = merge([read_plain(one, *settings) for one in outlines], weights)
     except ValueError as error:
         raise SetupError(str(error)) from error
+    rank = write(merged, outlines, args)
+    print(f"{args.output}: rank {rank}; refit it with --resume_lora {args.output} --rank {rank}")
+
+
+def write(
+    merged: dict[str, dict[str, Tensor]], outlines: Sequence[LoraOutline], args: argparse.Namespace
+) -> int:
+    """Write the merged LoRA for diffusers and for all other programs; return its rank."""
     layers = {
         part: [key.removesuffix(A) for key in state if key.endswith(A)]
         for part, state in merged.items()
@@ -125,8 +194,18 @@ def main(args: argparse.Namespace) -> None:
         part: LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
         for part, names in layers.items()
     }
-    write_diffusers(args.output, merged, configs)
-    print(f"{args.output}: rank {rank}; refit it with --resume_lora {args.output} --rank {rank}")
+    phrases = [file_header(one.file).get(TRIGGERS_KEY, "") for one in outlines]
+    words = [word for phrase in phrases for word in phrase.split(", ") if word]
+    about = About(args.output.stem, tuple(dict.fromkeys(words)))
+    dtype = PRECISIONS[args.save_precision]
+    write_diffusers(args.output, merged, configs, about, dtype)
+    if args.output_kohya_format:
+        file = args.output.with_stem(f"{args.output.stem}_kohya")
+        try:
+            write_kohya(file, merged, about, dtype)
+        except ValueError as error:
+            print(f"no {file}: {error}")
+    return rank
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from test_training import picture
 from training import lora_of, move_weights
 
-from mudi import dora, lora
+from mudi import dora, lora, merge_lora
 from mudi.ground.lora_names import DOWN, MAGNITUDE, UP
 from mudi.ground.lora_outline import file_header
-from mudi.lora_files import write_kohya
+from mudi.lora_files import layers_of, pair, write_kohya
 from mudi.pictures.loras import load_loras
 
 
@@ -116,3 +116,23 @@ def test_what_cannot_be_had_of_the_base_is_told(backbone, trained, tmp_path):
         dora.as_plain(wrong, base)
     with pytest.raises(dora.DoraError, match="has no layer nowhere"):
         base.weight(part, "nowhere")
+
+
+def test_merging_brings_a_dora_into_a_plain_lora_or_says_how_much_would_be_lost(
+    backbone, trained, tmp_path, capsys
+):
+    adapted, folder = trained
+    merged = tmp_path / "plain.safetensors"
+    words = [str(folder), "--output", str(merged), "--pretrained_model_name_or_path"]
+    words.append(str(backbone.base))
+    merge_lora.main(merge_lora.parse_args([*words, "--dora_rank", "256"]))
+    assert "a plain LoRA of rank 256 in place of the DoRA, 0.0" in capsys.readouterr().out
+    states = lora.adapter_weights(adapted)
+    wanted = dora.as_plain(states, dora.BaseWeights(str(backbone.base)), 256).states
+    for file in (merged, tmp_path / "plain_kohya.safetensors"):
+        for part, state in lora.read_lora(file).items():
+            for layer in layers_of(state):
+                made, own = ((p[1] @ p[0]) for p in (pair(state, layer), pair(wanted[part], layer)))
+                assert abs(made - own).max() < 1e-5
+    with pytest.raises(SystemExit, match=r"of the DoRA would be lost, more than --dora_error 0\.1"):
+        merge_lora.main(merge_lora.parse_args([*words, "--dora_rank", "1"]))

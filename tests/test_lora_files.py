@@ -96,7 +96,8 @@ def test_kohyas_file_starts_a_training_and_is_merged(backbone, trained, tmp_path
     out = backbone.train(tmp_path / "out", more, "--text_encoder_lr 1e-30")
     merged = tmp_path / "merged.safetensors"
     merge_lora.main(merge_lora.parse_args([str(file), "--output", str(merged)]))
-    for found in (out / lora.WEIGHTS_NAME, merged):
+    twin = merged.with_stem("merged_kohya")
+    for found in (out / lora.WEIGHTS_NAME, merged, twin):
         torch.testing.assert_close(
             lora.read_lora(found), lora.read_lora(folder / lora.WEIGHTS_NAME), rtol=0, atol=1e-29
         )
