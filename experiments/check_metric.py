@@ -7,9 +7,8 @@ Detect-and-Compare and writes metric.csv: D&C and success by kind, and how surel
 scores above a wrong one of that kind.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from experiments.data_sets import find_data_sets, write_miniatures
 from experiments.plan import DataSet
 from experiments.results import Record, Row, rows_of, write_table
 from experiments.scoring import (
-    add_metric_flags,
+    MetricArgs,
     embedder_labels,
     metric_complaints,
     score,
@@ -32,6 +31,7 @@ from mini.subjects import SETS, subjects_of
 from mini.world import arrange, random_thing
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records
+from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import join_processes
 from mudi.images import load_rgb
@@ -57,23 +57,22 @@ KINDS: dict[str, Contents] = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.check_metric",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flag = parser.add_argument
-    flag("--output", type=Path, required=True, help="folder for pictures, scores and the table")
-    flag("--num_images", type=int, default=8, help="pictures a pair and kind (8)")
-    flag("--pairs", nargs="+", help="names of the miniature's pairs; unset: all")
-    flag("--seed", type=int, default=1, help="of the pictures (1)")
-    add_metric_flags(parser)
-    return parser.parse_args(argv)
+@dataclass
+class CheckArgs(MetricArgs):
+    """pictures"""
+
+    output: Path = flag(Path(), "folder for pictures, scores and the table", required=True)
+    num_images: int = flag(8, "pictures a pair and kind", at_least=1)
+    pairs: list[str] | None = flag(None, "names of the miniature's pairs; unset: all", nargs="+")
+    seed: int = flag(1, "of the pictures")
+
+
+def parse_args(argv: list[str] | None = None) -> CheckArgs:
+    return parse(CheckArgs, __doc__, argv, prog="python -m experiments.check_metric")
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: CheckArgs) -> None:
     pairs = args.pairs or [name for name, keys in SETS.items() if len(keys) == 2]
     problems = metric_complaints(args)
     problems += [

@@ -12,11 +12,11 @@ Small models leave a GPU idle. Several processes share one by
 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes=6 -m ... --device cuda
 """
 
-import argparse
 import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 
 import train_segmix_lora_sdxl
 from experiments.data_sets import PILOT, find_data_sets, make_priors, write_miniatures
-from experiments.making import make, prior_dir, training_words
+from experiments.making import MakingArgs, make, prior_dir, training_words
 from experiments.plan import (
     EXPERIMENTS,
     Case,
@@ -48,7 +48,7 @@ from experiments.results import (
     write_table,
 )
 from experiments.scoring import (
-    add_metric_flags,
+    MetricArgs,
     embedder_labels,
     metric_complaints,
     score,
@@ -57,81 +57,57 @@ from mini.subjects import SETS
 from mudi.backbones.table import SDXL
 from mudi.ground.errors import first_line, program, refuse
 from mudi.ground.files import write_image, write_records, write_text
-from mudi.ground.flags import DTYPES, MODEL_INDEX, Parser, differences, model_folder_complaints
+from mudi.ground.flags import (
+    MODEL_INDEX,
+    differences,
+    flag,
+    model_folder_complaints,
+    origins,
+    parse,
+    range_complaints,
+)
 from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
 from mudi.metadata import PRIOR_FILENAME, load_subjects
-from mudi.pictures.pipelines import BASE_FLAG, VAE_FLAG
+from mudi.pictures.pipelines import BASE_FLAG
 
-BASE = "mini/weights/sdxl"
-PROMPTS = (  # each on a background that the miniature knows
-    "a photo of {subjects} on a white background",
-    "a photo of {subjects} on a green striped background",
-    "a picture of {subjects} in front of a blue gradient background",
-    "{subjects} on an orange background",
-)
-MINIATURE_TRAINING = (
-    "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 4e-3 "
-    "--lr_warmup_steps 0"
-)
-MINIATURE_PRIOR = "--num_images 15 --segmenter foreground --threshold 0.5"
-SETTINGS = (
-    "pretrained_model_name_or_path pretrained_vae_model_name_or_path dtype train_flags prior_flags "
-    "data_dir prior_dir prompts steps guidance_scale"
-).split()
 RUN, PICTURES = "run.json", "pictures.jsonl"
 RESULTS, SUMMARY, TABLES, SHEET = "results.csv", "summary.csv", "tables.md", "sheet.png"
 SHEET_TILE = 128  # px
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m experiments.compare_methods",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass
+class Course:
+    """experiments"""
+
+    experiments: list[str] = flag(list(EXPERIMENTS), "which", nargs="+", choices=EXPERIMENTS)
+    data_dir: Path | None = flag(
+        None, "folder of data folders; unset: the miniature's subjects", origin=True
     )
-    flag = parser.add_argument
-    flag("--output", type=Path, required=True, help="folder for everything")
-    flag("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="all")
-    flag("--data_dir", type=Path, help="folder of data folders; unset: the miniature's subjects")
-    flag(
-        "--data_sets",
-        nargs="+",
-        help="names of folders in --data_dir; unset: all, of the miniature's all but the pilot's "
+    data_sets: list[str] | None = flag(
+        None,
+        "names of folders in --data_dir; unset: all, of the miniature's all but the pilot's "
         f"({' '.join(PILOT)})",
+        nargs="+",
     )
-    flag("--prior_dir", type=Path, help="folder of prior sets by the same names; unset: made anew")
-    flag("--gamma", type=float, default=SDXL.gamma, help="of MuDI's mean shift")
-    flag("--device", help="of training and pictures, cpu: of all; unset: accelerate's choice")
-    group = parser.add_argument_group("training")
-    group.add_argument(BASE_FLAG, default=BASE, help=f"SDXL folder or hub id ({BASE})")
-    group.add_argument(VAE_FLAG, help="a VAE that is safe in half precision")
-    group.add_argument(
-        "--train_flags",
-        default=MINIATURE_TRAINING,
-        help="flags of train_segmix_lora_sdxl.py for all trainings, with an equals sign "
-        f'(--train_flags="{MINIATURE_TRAINING}")',
+    gamma: float = flag(SDXL.gamma, "of MuDI's mean shift")
+    device: str | None = flag(
+        None, "of training and pictures, cpu: of all; unset: accelerate's choice"
     )
-    group.add_argument(
-        "--prior_flags",
-        default=MINIATURE_PRIOR,
-        help="flags of generate_prior.py, where there is no --prior_dir "
-        f'(--prior_flags="{MINIATURE_PRIOR}")',
-    )
-    group = parser.add_argument_group("pictures")
-    group.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="{subjects}: the names")
-    group.add_argument("--num_seeds", type=int, default=6, help="pictures a prompt (6)")
-    group.add_argument("--steps", type=int, default=30, help="denoising steps (30)")
-    group.add_argument("--guidance_scale", type=float, default=5.0, help="(5)")
-    group.add_argument("--batch_size", type=int, default=8, help="pictures at once (8)")
-    group.add_argument("--dtype", choices=DTYPES, help="unset: fp32 on a CPU, fp16 on a GPU")
-    add_metric_flags(parser)
-    return parser.parse_args(argv)
+
+
+@dataclass
+class CompareArgs(Course, MakingArgs, MetricArgs):
+    """What this command takes."""
+
+
+def parse_args(argv: list[str] | None = None) -> CompareArgs:
+    return parse(CompareArgs, __doc__, argv, prog="python -m experiments.compare_methods")
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: CompareArgs) -> None:
     refuse(complaints(args))
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # of the prior sets and the metric as well
@@ -176,14 +152,12 @@ def main(args: argparse.Namespace) -> None:
         report(args, rows, cases, data_sets)
 
 
-def complaints(args: argparse.Namespace) -> list[str]:
+def complaints(args: CompareArgs) -> list[str]:
     """Return what is wrong with the flags, as far as it can be seen at once."""
     base = args.pretrained_model_name_or_path
     complaints = model_folder_complaints(BASE_FLAG, base, MODEL_INDEX)
     complaints += metric_complaints(args)
-    for name in ("num_seeds", "steps", "batch_size"):
-        if getattr(args, name) < 1:
-            complaints.append(f"--{name} {getattr(args, name)}: must be 1 or more")
+    complaints += range_complaints(args)
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:  # a CPU-only PyTorch asserts
@@ -194,16 +168,16 @@ def complaints(args: argparse.Namespace) -> list[str]:
     return complaints
 
 
-def prior_complaints(args: argparse.Namespace, units: Sequence[Unit]) -> list[str]:
+def prior_complaints(args: CompareArgs, units: Sequence[Unit]) -> list[str]:
     if args.prior_dir is None:
         return []
     paths = [args.prior_dir / u.data_set.name / PRIOR_FILENAME for u in units if u.training.prior]
     return [f"--prior_dir: no {path}" for path in dict.fromkeys(paths) if not path.is_file()]
 
 
-def begin(args: argparse.Namespace, state: PartialState) -> None:
+def begin(args: CompareArgs, state: PartialState) -> None:
     """Note what LoRAs and pictures depend on; refuse to mix them with others in one folder."""
-    settings = json.loads(json.dumps({key: getattr(args, key) for key in SETTINGS}, default=str))
+    settings = json.loads(json.dumps(origins(args), default=str))
     path = args.output / RUN
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
     told = "; ".join(differences(earlier, settings))
@@ -214,7 +188,7 @@ def begin(args: argparse.Namespace, state: PartialState) -> None:
 
 
 def score_set(
-    data_set: DataSet, records: Sequence[Record], args: argparse.Namespace, state: PartialState
+    data_set: DataSet, records: Sequence[Record], args: CompareArgs, state: PartialState
 ) -> list[Row]:
     """Score all pictures that there are of a data set."""
     pictures = [
@@ -232,9 +206,7 @@ def score_set(
     return [row for line in lines for row in rows_of(line, data_set, embedder_labels(args))]
 
 
-def report(
-    args: argparse.Namespace, rows: list[Row], cases: list[Case], data_sets: list[DataSet]
-) -> None:
+def report(args: CompareArgs, rows: list[Row], cases: list[Case], data_sets: list[DataSet]) -> None:
     """Write tables, figures and the contact sheet."""
     summaries = summarise(rows, cases, data_sets)
     write_rows(args.output / RESULTS, rows)
@@ -253,7 +225,7 @@ def report(
     print(f"{len(rows)} rows in {args.output / RESULTS}, {len(figures)} plots beside it")
 
 
-def method_sheet(args: argparse.Namespace, data_sets: Sequence[DataSet]) -> Image.Image | None:
+def method_sheet(args: CompareArgs, data_sets: Sequence[DataSet]) -> Image.Image | None:
     """Lay out the subjects, then the first picture by every method, a row a method.
 
     Returns None where no method has a picture.

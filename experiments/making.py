@@ -1,6 +1,5 @@
 """LoRAs trained and pictures made, unit by unit; what is there already is left as it is."""
 
-import argparse
 import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 from experiments.plan import DataSet, Unit, Variant
 from experiments.training import train, training_process
 from mudi.ground.files import write_image
-from mudi.ground.flags import DTYPES
+from mudi.ground.flags import DTYPES, flag
 from mudi.ground.work import Journal
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import load_subjects
@@ -25,10 +24,56 @@ from mudi.pictures.pipelines import BASE_FLAG, VAE_FLAG, load_pipeline
 from mudi.pictures.sampling import Sampler, Sampling, Shot
 from mudi.segmix import listed
 
+BASE = "mini/weights/sdxl"
+PROMPTS = (  # each on a background that the miniature knows
+    "a photo of {subjects} on a white background",
+    "a photo of {subjects} on a green striped background",
+    "a picture of {subjects} in front of a blue gradient background",
+    "{subjects} on an orange background",
+)
+MINIATURE_TRAINING = (
+    "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 4e-3 "
+    "--lr_warmup_steps 0"
+)
+MINIATURE_PRIOR = "--num_images 15 --segmenter foreground --threshold 0.5"
 CHECKPOINTS = (  # a stopped training goes on too
     "--checkpointing_steps 500 --checkpoints_total_limit 1 --resume_from_checkpoint latest "
     "--report_to none --seed 0"
 ).split()
+
+
+@dataclass
+class MakingArgs:
+    """training and pictures"""
+
+    output: Path = flag(Path(), "folder for everything", required=True)
+    prior_dir: Path | None = flag(
+        None, "folder of prior sets by the same names; unset: made anew", origin=True
+    )
+    pretrained_model_name_or_path: str = flag(BASE, "SDXL folder or hub id", origin=True)
+    pretrained_vae_model_name_or_path: str | None = flag(
+        None, "a VAE that is safe in half precision", origin=True
+    )
+    train_flags: str = flag(
+        MINIATURE_TRAINING,
+        "flags of train_segmix_lora_sdxl.py for all trainings, with an equals sign "
+        f'(--train_flags="{MINIATURE_TRAINING}")',
+        origin=True,
+    )
+    prior_flags: str = flag(
+        MINIATURE_PRIOR,
+        "flags of generate_prior.py, where there is no --prior_dir "
+        f'(--prior_flags="{MINIATURE_PRIOR}")',
+        origin=True,
+    )
+    prompts: list[str] = flag(list(PROMPTS), "{subjects}: the names", nargs="+", origin=True)
+    num_seeds: int = flag(6, "pictures a prompt", at_least=1)
+    steps: int = flag(30, "denoising steps", at_least=1, origin=True)
+    guidance_scale: float = flag(5.0, "of classifier-free guidance", origin=True)
+    batch_size: int = flag(8, "pictures at once", at_least=1)
+    dtype: str | None = flag(
+        None, "unset: fp32 on a CPU, fp16 on a GPU", choices=DTYPES, origin=True
+    )
 
 
 @dataclass(frozen=True)
@@ -46,15 +91,15 @@ class Job:
         return {"image": self.image, "data_set": self.data_set.name, **told}
 
 
-def prior_dir(args: argparse.Namespace) -> Path:
+def prior_dir(args: MakingArgs) -> Path:
     return args.prior_dir or args.output / "prior"
 
 
-def lora_dir(unit: Unit, args: argparse.Namespace) -> Path:
+def lora_dir(unit: Unit, args: MakingArgs) -> Path:
     return args.output / "loras" / unit.name
 
 
-def training_words(unit: Unit, args: argparse.Namespace) -> list[str]:
+def training_words(unit: Unit, args: MakingArgs) -> list[str]:
     """Return the training script's command line."""
     words = [f"{BASE_FLAG}={args.pretrained_model_name_or_path}"]
     if args.pretrained_vae_model_name_or_path:
@@ -66,7 +111,7 @@ def training_words(unit: Unit, args: argparse.Namespace) -> list[str]:
     return words
 
 
-def jobs_of(unit: Unit, args: argparse.Namespace) -> Iterator[Job]:
+def jobs_of(unit: Unit, args: MakingArgs) -> Iterator[Job]:
     """Yield the pictures of a unit: every prompt and seed by every variant."""
     names = unit.data_set.names
     for variant in unit.variants:
@@ -81,7 +126,7 @@ def jobs_of(unit: Unit, args: argparse.Namespace) -> Iterator[Job]:
 
 def make(
     units: Sequence[Unit],
-    args: argparse.Namespace,
+    args: MakingArgs,
     journal: Journal,
     device: torch.device,
     state: PartialState,
@@ -102,16 +147,16 @@ def make(
                     args.pretrained_model_name_or_path,
                     args.pretrained_vae_model_name_or_path,
                     device,
-                    args.dtype and getattr(torch, DTYPES[args.dtype]),
+                    getattr(torch, DTYPES[args.dtype]) if args.dtype else None,
                 ).to(device)
             draw(unit, todo, pipeline, args, journal)
 
 
-def is_done(job: Job, args: argparse.Namespace, journal: Journal) -> bool:
+def is_done(job: Job, args: MakingArgs, journal: Journal) -> bool:
     return job.image in journal.done and (args.output / job.image).is_file()
 
 
-def train_unit(unit: Unit, args: argparse.Namespace, process: ProcessPoolExecutor) -> None:
+def train_unit(unit: Unit, args: MakingArgs, process: ProcessPoolExecutor) -> None:
     """Train a unit's LoRA, unless that is done."""
     if not (lora_dir(unit, args) / WEIGHTS_NAME).is_file():
         process.submit(train, training_words(unit, args)).result()
@@ -121,7 +166,7 @@ def draw(
     unit: Unit,
     jobs: Sequence[Job],
     pipeline: DiffusionPipeline,
-    args: argparse.Namespace,
+    args: MakingArgs,
     journal: Journal,
 ) -> None:
     """Make a unit's pictures."""

@@ -1,12 +1,12 @@
 """Detect-and-Compare as its command runs it, on a list of pictures."""
 
-import argparse
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from detect_and_compare import __main__ as metric
 from detect_and_compare.results import Line
-from mudi.ground.flags import model_folder_complaints
+from mudi.ground.flags import flag, model_folder_complaints
 from mudi.metadata import read_records
 
 DETECTOR = "mini/weights/detector"
@@ -15,37 +15,35 @@ MINIATURE_METRIC = "--threshold 0.3 --nms 0.2"
 EMBEDDERS = ("mini/weights/embedder_a", "mini/weights/embedder_b")
 
 
-def add_metric_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `score` reads."""
-    group = parser.add_argument_group("metric")
-    group.add_argument("--detector", default=DETECTOR, help=f"as detect_and_compare's ({DETECTOR})")
-    group.add_argument(
-        "--embedder", nargs="+", default=list(EMBEDDERS), help="the first is the main one"
-    )
-    group.add_argument(
-        "--metric_flags",
-        default=MINIATURE_METRIC,
-        help="more flags of detect_and_compare, with an equals sign "
+@dataclass
+class MetricArgs:
+    """metric"""
+
+    detector: str = flag(DETECTOR, "as detect_and_compare's")
+    embedder: list[str] = flag(list(EMBEDDERS), "the first is the main one", nargs="+")
+    metric_flags: str = flag(
+        MINIATURE_METRIC,
+        "more flags of detect_and_compare, with an equals sign "
         f'(--metric_flags="{MINIATURE_METRIC}"); --metric_flags= is the published metric',
     )
 
 
-def metric_complaints(args: argparse.Namespace) -> list[str]:
+def metric_complaints(args: MetricArgs) -> list[str]:
     """Complain about folders that are not there; names without a slash are detect_and_compare's."""
     named = [("--detector", args.detector), *(("--embedder", name) for name in args.embedder)]
     return [
         problem
-        for flag, name in named
+        for option, name in named
         if "/" in name
-        for problem in model_folder_complaints(flag, name, "config.json")
+        for problem in model_folder_complaints(option, name, "config.json")
     ]
 
 
-def embedder_labels(args: argparse.Namespace) -> list[str]:
+def embedder_labels(args: MetricArgs) -> list[str]:
     return [Path(name).name for name in args.embedder]
 
 
-def score(pictures: Path, references: Path, output: Path, args: argparse.Namespace) -> list[Line]:
+def score(pictures: Path, references: Path, output: Path, args: MetricArgs) -> list[Line]:
     """Score pictures, together with the launch's other processes; return their scores' lines.
 
     Args:

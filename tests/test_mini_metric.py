@@ -327,7 +327,7 @@ def test_accuracy_by_hand() -> None:
 
 @pytest.mark.parametrize("flag", ["--width=33", "--patch=7", "--patch=0"])
 def test_sizes_that_do_not_fit_are_refused(command, flag: str) -> None:
-    with pytest.raises(SystemExit):
-        command.parse_args(["--output=x", flag])
-    with pytest.raises(SystemExit):
-        train_embedder.parse_args(["--output=x", "--batch_size=16"])
+    with pytest.raises(SystemExit, match=flag.partition("=")[0]):
+        command.main(command.parse_args(["--output=x", flag]))
+    with pytest.raises(SystemExit, match="--batch_size 16: must be a multiple"):
+        train_embedder.main(train_embedder.parse_args(["--output=x", "--batch_size=16"]))

@@ -233,12 +233,12 @@ def test_merges_by_hand() -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
-        train_base.parse_args([f"--output={tmp_path}"])
-    with pytest.raises(SystemExit):
-        train_vae.parse_args([f"--output={tmp_path}", "--freeze_encoder"])
-    with pytest.raises(SystemExit):
-        train_vae.parse_args([f"--output={tmp_path}", "--freeze_encoder", "--start_from=vae"])
+    with pytest.raises(SystemExit, match="give --vae or --start_from"):
+        train_base.main(train_base.parse_args([f"--output={tmp_path}"]))
+    for words, told in (([], "needs --start_from"), (["--start_from=vae"], "needs a --state_dir")):
+        with pytest.raises(SystemExit, match=told):
+            frozen = [f"--output={tmp_path}", "--freeze_encoder", *words]
+            train_vae.main(train_vae.parse_args(frozen))
     with pytest.raises(SystemExit, match="no such folder"):
         train_a_vae(tmp_path / "out", tmp_path / "state", 1, "--start_from=nowhere")
     with pytest.raises(SystemExit, match="--batch_size"):

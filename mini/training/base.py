@@ -3,6 +3,8 @@
     python -m mini.training.base --vae output/mini/vae --output output/mini/sdxl --minutes 480
 
 The same command continues where the last one stopped; `--start_from mini/weights/sdxl` goes on
+from mini.training.state import STATE_DIR
+from mudi.ground.errors import refuse
 from committed weights with a fresh optimizer. The result are the running means of the weights, in
 fp16, as an ordinary `StableDiffusionXLPipeline` folder.
 """
@@ -10,6 +12,7 @@ fp16, as an ordinary `StableDiffusionXLPipeline` folder.
 import argparse
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,15 +34,17 @@ from mini.training.base_model import (
 from mini.training.checkpoint import Learner
 from mini.training.latents import LatentPool, encoder_fingerprint
 from mini.training.state import (
+    STATE_DIR,
+    LearnArgs,
     Run,
-    add_training_flags,
     learn,
     make_accelerator,
     plain_attention,
     prepare,
 )
-from mudi.ground.errors import program
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
 from mudi.losses import min_snr_weight
 
@@ -67,30 +72,34 @@ SHEET_PROMPTS = (
 )
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_training_flags(parser, "base", batch_size=32, learning_rate=1e-3)
-    flag = parser.add_argument
-    flag("--vae", type=Path, help="trained VAE; can be left out with --start_from")
-    flag("--channels", type=int, nargs="+", default=[64, 128], help="of each resolution (UNet)")
-    flag("--text_widths", type=int, nargs=2, default=[192, 64], help="of the text encoders")
-    flag(
-        "--muon",
+@dataclass
+class BaseArgs(LearnArgs):
+    """base"""
+
+    vae: Path | None = flag(None, "trained VAE; can be left out with --start_from")
+    channels: list[int] = flag([64, 128], "of each resolution (UNet)", nargs="+")
+    text_widths: list[int] = flag([192, 64], "of the text encoders", nargs=2)
+    muon: bool = flag(
+        False,
+        "optimize the matrices of linear layers by Muon",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="optimize the matrices of linear layers by Muon",
     )
-    flag("--pool", type=int, default=1 << 18, help="scenes drawn; 4 KB of disk each")
-    flag("--shard", type=int, default=1 << 11, help="scenes a file of the pool")
-    args = parser.parse_args(argv)
-    if not args.vae and not args.start_from:
-        parser.error("give --vae or --start_from")
-    return args
+    pool: int = flag(1 << 18, "scenes drawn; 4 KB of disk each", at_least=1)
+    shard: int = flag(1 << 11, "scenes a file of the pool", at_least=1)
+
+
+def parse_args(argv: list[str] | None = None) -> BaseArgs:
+    return parse(BaseArgs, __doc__, argv, state_dir=STATE_DIR / "base", batch_size=32)
+
+
+def complaints(args: BaseArgs) -> list[str]:
+    """Complain about flags that contradict each other."""
+    return [] if args.vae or args.start_from else ["give --vae or --start_from"]
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: BaseArgs) -> None:
+    refuse(complaints(args))
     accelerator = make_accelerator(args)
     pipeline = build_pipeline(args)
     pipeline.to(accelerator.device)
@@ -109,11 +118,11 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.output}: after {run.progress.pictures} pictures")
 
 
-def build_pipeline(args: argparse.Namespace) -> StableDiffusionXLPipeline:
+def build_pipeline(args: BaseArgs) -> StableDiffusionXLPipeline:
     """Load the pipeline to start from, or build one around the VAE."""
     vae = AutoencoderKL.from_pretrained(args.vae, dtype=torch.float32) if args.vae else None
     if not args.start_from:
-        return new_pipeline(vae, tuple(args.channels), tuple(args.text_widths))
+        return new_pipeline(vae, tuple(args.channels), (args.text_widths[0], args.text_widths[1]))
     pipeline = load_pipeline(args.start_from)
     pipeline.vae = vae or pipeline.vae
     return pipeline
@@ -124,7 +133,7 @@ def train(
     pipeline: StableDiffusionXLPipeline,
     learner: Learner,
     run: Run,
-    args: argparse.Namespace,
+    args: BaseArgs,
 ) -> None:
     levels = DDPMScheduler.from_config(pipeline.scheduler.config)
     pool = LatentPool(

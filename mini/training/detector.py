@@ -12,7 +12,6 @@ trained along, it soon had one vector for all, as most answers are no. The objec
 only serves queries by picture, stays untrained.
 """
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,20 +41,22 @@ from mini.training.embedder import contrastive_loss
 from mini.training.instances import TRAINING, Wardrobe, draw_instances, random_instance
 from mini.training.state import (
     HEAD_WIDTH,
+    STATE_DIR,
     Run,
-    add_training_flags,
-    add_transformer_flags,
+    TransformerArgs,
     learn,
     make_accelerator,
     plain_attention,
     prepare,
     save_in_half,
+    shape_complaints,
 )
 from mini.training.stream import HELD_OUT_SEED, numbered_loader
 from mini.training.tokenizer import world_tokenizer
 from mini.world import SIZE, with_article
-from mudi.ground.errors import program
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.flags import parse
 from mudi.ground.sheets import contact_sheet
 from mudi.images import tight_box
 from mudi.masks.segment import Detection, Detector
@@ -340,16 +341,13 @@ def as_corners(boxes: Tensor) -> Tensor:
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_training_flags(parser, "detector", batch_size=32, learning_rate=1e-3)
-    add_transformer_flags(parser, width=160, layers=6, patch=8)
-    return parser.parse_args(argv)
+def parse_args(argv: list[str] | None = None) -> TransformerArgs:
+    return parse(TransformerArgs, __doc__, argv, state_dir=STATE_DIR / "detector", batch_size=32)
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: TransformerArgs) -> None:
+    refuse(shape_complaints(args))
     accelerator = make_accelerator(args)
     processor = new_processor()
     if args.start_from:
@@ -378,7 +376,7 @@ def train(
     processor: Owlv2Processor,
     learner: Learner,
     run: Run,
-    args: argparse.Namespace,
+    args: TransformerArgs,
 ) -> None:
     first = run.progress.pictures
     loader = numbered_loader(

@@ -12,7 +12,6 @@ picture as the metric's references are, and a crop as it cuts from a scene. The 
 mean over all tokens, which detect_and_compare takes of any DINOv2.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,19 +42,21 @@ from mini.training.instances import (
 )
 from mini.training.state import (
     HEAD_WIDTH,
+    STATE_DIR,
     Run,
-    add_training_flags,
-    add_transformer_flags,
+    TransformerArgs,
     learn,
     make_accelerator,
     plain_attention,
     prepare,
     save_in_half,
+    shape_complaints,
 )
 from mini.training.stream import HELD_OUT_SEED, numbered_loader
 from mini.world import OVERLAP_SHARE, SIZE, arrange
-from mudi.ground.errors import program
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.flags import parse
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, tight_box
 
@@ -174,19 +175,21 @@ def embed(model: Dinov2Model, processor: BitImageProcessor, pixels: Tensor) -> T
     return model(pixel_values=inputs.to(pixels.device)).last_hidden_state.mean(1)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_training_flags(parser, "embedder", batch_size=40, learning_rate=1e-3)
-    add_transformer_flags(parser, width=160, layers=6, patch=8)
-    args = parser.parse_args(argv)
+def parse_args(argv: list[str] | None = None) -> TransformerArgs:
+    return parse(TransformerArgs, __doc__, argv, state_dir=STATE_DIR / "embedder", batch_size=40)
+
+
+def complaints(args: TransformerArgs) -> list[str]:
+    """Complain about sizes that do not divide each other."""
+    found = shape_complaints(args)
     if args.batch_size % FAMILY_VIEWS:
-        parser.error(f"--batch_size {args.batch_size}: must be a multiple of {FAMILY_VIEWS}")
-    return args
+        found.append(f"--batch_size {args.batch_size}: must be a multiple of {FAMILY_VIEWS}")
+    return found
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: TransformerArgs) -> None:
+    refuse(complaints(args))
     accelerator = make_accelerator(args)
     if args.start_from:
         model = Dinov2Model.from_pretrained(args.start_from, dtype=torch.float32)
@@ -210,7 +213,7 @@ def train(
     accelerator: Accelerator,
     learner: Learner,
     run: Run,
-    args: argparse.Namespace,
+    args: TransformerArgs,
 ) -> None:
     processor = new_processor()
     first, families = run.progress.pictures // FAMILY_VIEWS, args.batch_size // FAMILY_VIEWS

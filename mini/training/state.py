@@ -4,7 +4,6 @@ A run ends when its minutes are over, its steps are done, or SIGTERM or Ctrl-C c
 state then, and every few minutes before. The same command continues it.
 """
 
-import argparse
 import json
 import signal
 import sys
@@ -26,8 +25,9 @@ from mini.training.checkpoint import Learner, load_learner, save_learner
 from mini.training.stream import default_workers
 from mini.world import SIZE
 from mudi.ground.devices import on_gpu
-from mudi.ground.errors import SetupError
+from mudi.ground.errors import SetupError, refuse
 from mudi.ground.files import clean_up, finish_folder, temporary_folder, write_text
+from mudi.ground.flags import flag, range_complaints
 
 STATE_DIR = Path.home() / ".cache" / "mudi-mini2"  # outlives a work tree
 CHECKPOINT, PROGRESS = "checkpoint", "progress.json"
@@ -47,66 +47,55 @@ class Progress:
     seconds: float = 0.0
 
 
-def add_training_flags(
-    parser: argparse.ArgumentParser, name: str, batch_size: int, learning_rate: float
-) -> None:
-    """Add the flags that every training command of the miniature has."""
-    flag = parser.add_argument
-    flag("--output", type=Path, required=True, help="folder for the result")
-    flag("--state_dir", type=Path, default=STATE_DIR / name, help="folder for the checkpoint")
-    flag("--start_from", type=Path, help="earlier result to start from if there's no checkpoint")
-    flag("--minutes", type=float, default=30.0, help="time budget of this session")
-    flag(
-        "--cool_minutes", type=float, default=0.0, help="of them, the last, in which the rate falls"
-    )
-    flag("--max_steps", type=int, help="optimizer steps of all sessions; None is no limit")
-    flag("--save_minutes", type=float, default=5.0, help="minutes between two checkpoints")
-    flag("--sheet_minutes", type=float, default=10.0, help="minutes between two sheets")
-    flag("--batch_size", type=int, default=batch_size, help="pictures an optimizer step")
-    flag("--learning_rate", type=float, default=learning_rate, help="after the warm-up")
-    flag("--num_workers", type=int, default=default_workers(), help="processes that draw scenes")
-    flag("--seed", type=int, default=0, help="of weights, scenes and noise")
-    flag(
-        "--mixed_precision",
-        choices=["no", "bf16", "fp16"],
-        default="bf16",
-        help="bf16 is twice as fast on a GPU and on a CPU with AVX512-BF16; else take no",
+@dataclass
+class LearnArgs:
+    """training"""
+
+    output: Path = flag(Path(), "folder for the result", required=True)
+    state_dir: Path = flag(STATE_DIR, "folder for the checkpoint")
+    start_from: Path | None = flag(None, "earlier result to start from if there's no checkpoint")
+    minutes: float = flag(30.0, "time budget of this session")
+    cool_minutes: float = flag(0.0, "of them, the last, in which the rate falls")
+    max_steps: int | None = flag(None, "optimizer steps of all sessions; None is no limit")
+    save_minutes: float = flag(5.0, "minutes between two checkpoints")
+    sheet_minutes: float = flag(10.0, "minutes between two sheets")
+    batch_size: int = flag(16, "pictures an optimizer step", at_least=1)
+    learning_rate: float = flag(1e-3, "after the warm-up", above=0)
+    num_workers: int = flag(default_workers(), "processes that draw scenes", at_least=0)
+    seed: int = flag(0, "of weights, scenes and noise")
+    mixed_precision: str = flag(
+        "bf16",
+        "bf16 is twice as fast on a GPU and on a CPU with AVX512-BF16; else take no",
+        choices=("no", "bf16", "fp16"),
     )
 
 
-def add_transformer_flags(
-    parser: argparse.ArgumentParser, width: int, layers: int, patch: int
-) -> None:
-    """Add the flags of a vision transformer's shape."""
-    flag = parser.add_argument
-    flag("--width", type=_width, default=width, help=f"of the tokens; multiple of {HEAD_WIDTH}")
-    flag("--layers", type=int, default=layers, help="of the transformer that sees the picture")
-    flag("--patch", type=_patch, default=patch, help=f"side of a patch (px); divides {SIZE}")
+@dataclass
+class TransformerArgs(LearnArgs):
+    """vision transformer"""
+
+    width: int = flag(160, f"of the tokens; multiple of {HEAD_WIDTH}", at_least=1)
+    layers: int = flag(6, "of the transformer that sees the picture", at_least=1)
+    patch: int = flag(8, f"side of a patch (px); divides {SIZE}", at_least=1)
 
 
-def _width(text: str) -> int:
-    width = int(text)
-    if width <= 0 or width % HEAD_WIDTH:
-        raise argparse.ArgumentTypeError(f"{width}: must be a positive multiple of {HEAD_WIDTH}")
-    return width
+def shape_complaints(args: TransformerArgs) -> list[str]:
+    """Complain about sizes that do not divide each other."""
+    complaints = []
+    if args.width % HEAD_WIDTH:
+        complaints.append(f"--width {args.width}: must be a multiple of {HEAD_WIDTH}")
+    if args.patch < 1 or SIZE % args.patch:
+        complaints.append(f"--patch {args.patch}: must divide {SIZE}")
+    return complaints
 
 
-def _patch(text: str) -> int:
-    patch = int(text)
-    if patch <= 0 or SIZE % patch:
-        raise argparse.ArgumentTypeError(f"{patch}: must divide {SIZE}")
-    return patch
-
-
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
+def make_accelerator(args: LearnArgs) -> Accelerator:
     """Start accelerate for one process.
 
     Raises:
         SetupError: the flags or the launch ask for what cannot be had.
     """
-    for flag in ("batch_size", "learning_rate"):
-        if getattr(args, flag) <= 0:
-            raise SetupError(f"--{flag} must be above 0")
+    refuse(range_complaints(args))
     if args.start_from and not args.start_from.is_dir():
         raise SetupError(f"--start_from {args.start_from}: no such folder")
     if args.mixed_precision == "fp16" and not on_gpu():
@@ -169,13 +158,13 @@ def learn(loss: Tensor, learner: Learner, run: "Run") -> None:
     learner.ema.step(learner.model.parameters())
 
 
-def learning_rate(args: argparse.Namespace, step: int, minutes: float) -> float:
+def learning_rate(args: LearnArgs, step: int, minutes: float) -> float:
     """Return the rate: it warms up linearly, stays, and falls linearly to 0 at a session's end.
 
     A continued run takes a new rate from its flags.
 
     Args:
-        args: see `add_training_flags`.
+        args: see `LearnArgs`.
         step: optimizer steps of all sessions before this one.
         minutes: since this session began.
     """
@@ -199,13 +188,11 @@ class Run:
     Args:
         accelerator: has prepared the learner.
         learner: what `prepare` returned.
-        args: see `add_training_flags`.
+        args: see `LearnArgs`.
         identity: what a checkpoint must have been trained on to be continued, in words.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, learner: Learner, args: argparse.Namespace, identity: str
-    ):
+    def __init__(self, accelerator: Accelerator, learner: Learner, args: LearnArgs, identity: str):
         self.accelerator = accelerator
         self.learner = learner
         self.args = args

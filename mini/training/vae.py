@@ -10,8 +10,8 @@ trained on the old one's latents; a new decoder doesn't:
         --state_dir ~/.cache/mudi-mini/decoder --output output/mini/vae-2 --minutes 120
 """
 
-import argparse
 import json
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -22,16 +22,17 @@ from torch import Tensor
 from mini.training.checkpoint import Learner
 from mini.training.state import (
     STATE_DIR,
+    LearnArgs,
     Run,
-    add_training_flags,
     learn,
     make_accelerator,
     prepare,
 )
 from mini.training.stream import SceneBatch, held_out_scenes, scene_loader
 from mini.world import SIZE
-from mudi.ground.errors import program
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
+from mudi.ground.flags import flag, parse
 
 KL_WEIGHT = 5e-4  # of the mean over latents; keeps them near a unit normal
 THING_WEIGHT = 3.0  # of a thing's pixels against the background's, which is the easier part
@@ -70,28 +71,32 @@ def vae_loss(
     return distortion + kl_weight * divergence
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add_training_flags(parser, "vae", batch_size=16, learning_rate=1e-3)
-    parser.add_argument(
-        "--channels", type=int, nargs="+", default=[16, 32, 64], help="of each resolution"
-    )
-    parser.add_argument("--latent_channels", type=int, default=8, help="of the latents")
-    parser.add_argument("--kl_weight", type=float, default=KL_WEIGHT, help="of the latents' KL")
-    parser.add_argument(
-        "--freeze_encoder", action="store_true", help="keep the latents: train the decoder only"
-    )
-    args = parser.parse_args(argv)
+@dataclass
+class VaeArgs(LearnArgs):
+    """VAE"""
+
+    channels: list[int] = flag([16, 32, 64], "of each resolution", nargs="+")
+    latent_channels: int = flag(8, "of the latents", at_least=1)
+    kl_weight: float = flag(KL_WEIGHT, "of the latents' KL", at_least=0)
+    freeze_encoder: bool = flag(False, "keep the latents: train the decoder only")
+
+
+def parse_args(argv: list[str] | None = None) -> VaeArgs:
+    return parse(VaeArgs, __doc__, argv, state_dir=STATE_DIR / "vae")
+
+
+def complaints(args: VaeArgs) -> list[str]:
+    """Complain about flags that contradict each other."""
     if args.freeze_encoder and not args.start_from:
-        parser.error("--freeze_encoder needs --start_from")
+        return ["--freeze_encoder needs --start_from"]
     if args.freeze_encoder and args.state_dir == STATE_DIR / "vae":
-        parser.error("--freeze_encoder needs a --state_dir of its own")
-    return args
+        return ["--freeze_encoder needs a --state_dir of its own"]
+    return []
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: VaeArgs) -> None:
+    refuse(complaints(args))
     accelerator = make_accelerator(args)
     start = args.start_from
     if start:
@@ -110,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.output}: squared error {mean_error:.5f} after {run.progress.pictures} pictures")
 
 
-def train(accelerator: Accelerator, learner: Learner, run: Run, args: argparse.Namespace) -> None:
+def train(accelerator: Accelerator, learner: Learner, run: Run, args: VaeArgs) -> None:
     first = run.progress.pictures
     for batch in scene_loader(args.seed, first, args.batch_size, args.num_workers):
         if run.finished:
@@ -128,7 +133,7 @@ def train(accelerator: Accelerator, learner: Learner, run: Run, args: argparse.N
 
 
 @torch.no_grad()
-def save(learner: Learner, run: Run, args: argparse.Namespace) -> float:
+def save(learner: Learner, run: Run, args: VaeArgs) -> float:
     """Write the running means, their latents normalised unless they are frozen, and a sheet.
 
     Returns:
