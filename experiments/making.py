@@ -36,9 +36,9 @@ MINIATURE_TRAINING = (
     "--lr_warmup_steps 0"
 )
 MINIATURE_PRIOR = "--num_images 15 --segmenter foreground --threshold 0.5"
-CHECKPOINTS = (  # a stopped training goes on too
+ALWAYS = (  # a stopped training goes on too; its LoRA is read here only
     "--checkpointing_steps 500 --checkpoints_total_limit 1 --resume_from_checkpoint latest "
-    "--report_to none --seed 0"
+    "--report_to none --seed 0 --no-output_kohya_format --save_precision float32"
 ).split()
 
 
@@ -105,7 +105,7 @@ def training_words(unit: Unit, args: MakingArgs) -> list[str]:
     if args.pretrained_vae_model_name_or_path:
         words.append(f"{VAE_FLAG}={args.pretrained_vae_model_name_or_path}")
     words += [f"--instance_data_dir={unit.data_set.folder}", f"--output_dir={lora_dir(unit, args)}"]
-    words += [*CHECKPOINTS, *shlex.split(args.train_flags), *unit.training.flags]
+    words += [*ALWAYS, *shlex.split(args.train_flags), *unit.training.flags]
     if unit.training.prior:
         words.append(f"--class_data_dir={prior_dir(args) / unit.data_set.name}")
     return words

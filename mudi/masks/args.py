@@ -8,7 +8,6 @@ from mudi.ground.flags import flag
 DETECTOR = "google/owlv2-base-patch16-ensemble"
 PHOTO_THRESHOLD = 0.2  # MuDI's, for photos of the subjects
 DEFAULT_ID = "a"  # of a prior set: its files keep the original's names, img_<i>.png
-SAM_TYPES = ("default", "vit_b", "vit_h", "vit_l")
 
 
 @dataclass
@@ -26,4 +25,4 @@ class MaskingArgs:
         origin=True,
     )
     sam_checkpoint: Path = flag(Path("sam_vit_h_4b8939.pth"), ".pth file", origin=True)
-    sam_type: str = flag("vit_h", "SAM's size", choices=SAM_TYPES, origin=True)
+    sam_type: str = flag("vit_h", "SAM's size: vit_h, vit_l or vit_b", origin=True)

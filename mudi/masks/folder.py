@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from segment_anything import sam_model_registry
 
 from mudi.ground.files import TEMPORARY, replace_file, write_records
 from mudi.ground.flags import range_complaints
@@ -46,6 +47,9 @@ class Job:
 def masking_complaints(args: MaskingArgs) -> list[str]:
     """Say what is wrong with the flags that can be seen without loading anything."""
     complaints = range_complaints(args)
+    if args.sam_type not in sam_model_registry:
+        known = ", ".join(sorted(sam_model_registry))
+        complaints.append(f"--sam_type {args.sam_type}: known are {known}")
     if args.segmenter == "sam" and not args.sam_checkpoint.is_file():
         complaints.append(segment.no_sam(args.sam_checkpoint, args.sam_type))
     return complaints
