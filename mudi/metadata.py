@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -44,6 +44,7 @@ class Photo:
     Attributes:
         caption: its first caption.
         more_captions: others, of which a training draws one a time.
+        place: the metadata's file and line.
     """
 
     image: Path
@@ -51,6 +52,7 @@ class Photo:
     caption: str
     subject: str
     more_captions: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -247,7 +249,8 @@ class _Reader:
         self.files.append((line, image, mask))
         if missing or wrong or image is None or mask is None or subject not in self.names:
             return
-        self.photos.append((line, Photo(image, mask, captions[0], subject, captions[1:])))
+        place = f"{self.path}:{line}"
+        self.photos.append((line, Photo(image, mask, captions[0], subject, captions[1:], place)))
 
     def _file(self, line: int, key: str, name: Any) -> Path | None:
         """Return the file that a line names, or complain and return None."""

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from test_metadata import FAULTS
 from training import EXAMPLE, lora_of
 
 from mudi import denoising, lora
-from mudi.training import checks, publish
+from mudi.backbones.table import backbone_of
+from mudi.training import checks, publish, runtime
 
 BITWISE = {"rtol": 0, "atol": 0}
 
@@ -265,3 +267,25 @@ def test_the_preview_and_training_collages_are_drawn_from_the_example(tmp_path):
     words = f"--instance_data_dir {EXAMPLE} --output {sheet} --num_collages 3 --resolution 128"
     preview.main(preview.parse_args(words.split()))
     assert sheet.stat().st_size > 10_000
+
+
+def test_a_caption_that_is_cut_is_told_with_its_line_and_what_is_read_of_it(
+    backbone, tmp_path, caplog
+):
+    data = tmp_path / "data"
+    shutil.copytree(EXAMPLE, data)
+    path = data / "metadata.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    record = json.loads(lines[3])
+    record["text"] += " and so on" * 400
+    lines[3] = json.dumps(record)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    kind = backbone_of(backbone.pipeline_class.__name__)
+    args = backbone.script.parse_args(backbone.flags(tmp_path / "out", data=data))
+    data_read = checks.load_data(args, kind.style, [])
+    [told] = runtime.cut_captions(args, kind, data_read)
+    place, _, rest = told.partition(": ")
+    assert place == f"{path}:4"
+    count, seen = map(int, re.findall(r"\d+", rest))
+    assert count > 1000
+    assert seen == (75 if kind.name == "sdxl" else 511)

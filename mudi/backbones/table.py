@@ -20,6 +20,7 @@ class Backbone:
         lora_family: what `mudi.ground.lora_names` calls it.
         style: its Seg-Mix.
         denoiser: the pipeline's part that trains.
+        tokenizer: the pipeline's part that cuts the words of long prompts off.
         precision: of frozen weights on a GPU, a word of `mudi.ground.flags.DTYPES`.
         size_unit: what a picture's sides must be divisible by (px).
         gamma: default strength of the mean shift.
@@ -33,6 +34,7 @@ class Backbone:
     lora_family: str
     style: SegMixStyle
     denoiser: str
+    tokenizer: str
     precision: str
     size_unit: int
     gamma: float
@@ -56,6 +58,7 @@ SDXL = Backbone(
     lora_family="StableDiffusionXL",
     style=SDXL_STYLE,
     denoiser="unet",
+    tokenizer="tokenizer",
     precision="fp16",
     size_unit=8,
     gamma=0.4,  # experiments/RESULTS.md
@@ -68,6 +71,7 @@ FLUX = Backbone(
     lora_family="Flux",
     style=FLUX_STYLE,
     denoiser="transformer",
+    tokenizer="tokenizer_2",  # T5's; CLIP gives one vector of all it sees
     precision="bf16",
     size_unit=16,  # the VAE reduces by 8, packing by 2
     gamma=0.0,  # does without

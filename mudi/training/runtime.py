@@ -21,19 +21,20 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import AutoTokenizer
 
 from mudi.backbones import quantization
 from mudi.backbones.table import Backbone
 from mudi.data import Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
 from mudi.ground.devices import on_gpu
-from mudi.ground.errors import SetupError, first_line
+from mudi.ground.errors import SetupError, first_line, loading
 from mudi.ground.files import write_image
 from mudi.ground.locks import hold
 from mudi.segmix import SegMixStyle
 from mudi.training.args import CACHED_CROPS, TrainingArgs, resolve_mixed_precision, trackers
 from mudi.training.checkpoints import checkpoints
-from mudi.training.checks import load_data
+from mudi.training.checks import Data, load_data
 from mudi.training.planning import VALIDATION, Plan, plan_run
 from mudi.training.publish import check_login
 from mudi.training.saving import public_arguments
@@ -77,6 +78,8 @@ def set_up(
         data = load_data(args, backbone.style, complaints + machine)
         accelerator = make_accelerator(args, backbone.precision)
         hold(Path(args.output_dir), accelerator)
+    for warning in cut_captions(args, backbone, data):
+        logger.warning(warning)
     plan = plan_run(accelerator, args, data)
     if args.segmix_pool:
         tell_pool_use(args, plan)
@@ -85,6 +88,30 @@ def set_up(
     dataset = SegMixDataset(data.subjects, options, data.prior)
     log_collages(accelerator, args, dataset, plan.seed)
     return Run(accelerator, plan, dataset)
+
+
+def cut_captions(args: TrainingArgs, backbone: Backbone, data: Data) -> list[str]:
+    """Say which captions are longer than the text encoder reads.
+
+    Raises:
+        SetupError: the base model's tokenizer can't be loaded.
+    """
+    hub = {"revision": args.revision, "cache_dir": args.cache_dir}
+    with loading("--pretrained_model_name_or_path", args.base):
+        tokenizer = AutoTokenizer.from_pretrained(args.base, subfolder=backbone.tokenizer, **hub)
+    limit = getattr(args, "max_sequence_length", tokenizer.model_max_length)
+    seen = limit - tokenizer.num_special_tokens_to_add()
+    photos = [*data.subjects.photos, *(data.prior.photos if data.prior else ())]
+    counts = [
+        (photo.place, len(tokenizer.tokenize(caption)))
+        for photo in photos
+        for caption in photo.captions
+    ]
+    return [
+        f"{place}: the caption has {count} tokens; the text encoder sees the first {seen}"
+        for place, count in counts
+        if count > seen
+    ]
 
 
 def save_memory(
