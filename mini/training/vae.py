@@ -77,7 +77,7 @@ class VaeArgs(LearnArgs):
 
     channels: list[int] = flag([16, 32, 64], "of each resolution", nargs="+")
     latent_channels: int = flag(8, "of the latents", at_least=1)
-    kl_weight: float = flag(KL_WEIGHT, "of the latents' KL", at_least=0)
+    kl_weight: float = flag(KL_WEIGHT, "of the latents' KL")
     freeze_encoder: bool = flag(False, "keep the latents: train the decoder only")
 
 

@@ -127,7 +127,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def _kind(hint: Any, words: dict[str, Any]) -> dict[str, Any]:
     """Return what a field's type means to argparse: a switch, a choice, one value or several."""
     if hint is bool:
-        return {} if "action" in words else {"action": "store_true"}
+        on = words["default"] is True  # then there is --no-… to switch it off
+        return {} if "action" in words else {"action": BooleanFlag if on else "store_true"}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     options = [kind for kind in get_args(hint) if kind is not NoneType] or [hint]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mudi.ground.flags import FIXED, FREE, BooleanFlag, flag
+from mudi.ground.flags import FIXED, FREE, flag
 
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
@@ -219,9 +219,9 @@ class Optimizer:
     adam_epsilon: float = flag(1e-08, "of AdamW and prodigy", above=0)
     max_grad_norm: float = flag(1.0, "gradients are clipped to", above=0)
     prodigy_beta3: float | None = flag(None, "unset: the root of beta2", at_least=0, below=1)
-    prodigy_decouple: bool = flag(True, "of prodigy", action=BooleanFlag)
-    prodigy_use_bias_correction: bool = flag(True, "of prodigy", action=BooleanFlag)
-    prodigy_safeguard_warmup: bool = flag(True, "of prodigy", action=BooleanFlag)
+    prodigy_decouple: bool = flag(True, "of prodigy")
+    prodigy_use_bias_correction: bool = flag(True, "of prodigy")
+    prodigy_safeguard_warmup: bool = flag(True, "of prodigy")
 
 
 @dataclass
