@@ -78,8 +78,10 @@ from mudi.pictures.shot_args import (
     number_complaints,
     read_gamma,
     read_prompts,
+    read_reward,
     read_scales,
     read_subjects,
+    reward_complaints,
     start_complaints,
 )
 
@@ -108,6 +110,7 @@ def main(args: PictureArgs) -> None:
     subjects = read_subjects(args, problems)
     ids = subjects.names if subjects else ()
     gamma = read_gamma(args.gamma, ids, problems)
+    reward = read_reward(args.reward_guidance, ids, problems)
     scales = read_scales(args.scales, ids, problems)
     refuse(problems)
     base = args.pretrained_model_name_or_path
@@ -115,6 +118,7 @@ def main(args: PictureArgs) -> None:
     if gamma is None:
         gamma = backbone.gamma if subjects else 0.0
     problems = backbone_complaints(args, backbone)
+    problems += reward_complaints(args, backbone, reward, gamma)
     problems += start_complaints(args, prompts, subjects, gamma)
     for told in lora_outlines(args.lora, backbone, problems, args.cache_dir):
         for note in told.notes:
@@ -129,7 +133,7 @@ def main(args: PictureArgs) -> None:
     if subjects and args.layout != RANDOM:
         layouts = read_layouts(args, prompts, subjects, state)
     jobs = [
-        Job(f"{p:03}_{k:03}.png", Shot(prompt, args.seed + k, gamma, layout, scales))
+        Job(f"{p:03}_{k:03}.png", Shot(prompt, args.seed + k, gamma, layout, scales, reward))
         for p, (prompt, layout) in enumerate(zip(prompts, layouts, strict=True))
         for k in range(args.num_images)
     ]

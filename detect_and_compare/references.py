@@ -18,6 +18,7 @@ from mudi.masks.folder import MASK_PREFIX, METADATA
 from mudi.metadata import load_subjects
 from mudi.photo_files import is_passed_over, photo_files
 from mudi.segmix import cut_out
+from mudi.texts import class_noun
 
 
 class ReferencesError(SetupError):
@@ -115,4 +116,4 @@ def _read_all(paths: Iterable[Path]) -> list[Image.Image]:
 
 def default_query(name: str) -> str:
     """Return a subject's name without its first word, the rare token; a one-word name stays."""
-    return name.split(maxsplit=1)[-1]
+    return class_noun(name)

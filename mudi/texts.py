@@ -1,8 +1,44 @@
 """Names as people and file systems write them: which of them are the same."""
 
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from comfyui.basics import folded
+
+FIRST_MARK = 0xF0000  # private characters, which no font and no prompt has
+
+
+def class_noun(name: str) -> str:
+    """Return a subject's name without its first word, the rare token; a one-word name stays."""
+    return name.split(maxsplit=1)[-1]
+
+
+def mark_names(text: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Return a text with a mark in each name's place, and the names by their marks.
+
+    A name counts as a whole word or words, and not where it is part of a longer name. Case, kinds
+    and numbers of blanks do not matter, nor how a letter's accent is written.
+    """
+    marks = {}
+    text = folded(text)
+    for i, name in enumerate(sorted(dict.fromkeys(names), key=len, reverse=True)):
+        mark = chr(FIRST_MARK + i)
+        marks[mark] = name
+        text = re.sub(rf"(?<!\w){re.escape(folded(name))}(?!\w)", mark, text, flags=re.IGNORECASE)
+    return text, marks
+
+
+def replace_names(text: str, others: Mapping[str, str]) -> str:
+    """Put others in the place of names, e.g. class nouns: {"olis robot": "robot"}.
+
+    "a photo of an Olis robot" becomes "a photo of an robot": articles stay. What counts as a name:
+    see `mark_names`.
+    """
+    text, marks = mark_names(text, others)
+    for mark, name in marks.items():
+        text = text.replace(mark, others[name])
+    return text
 
 
 def has_half_character(text: str) -> bool:

@@ -244,7 +244,8 @@ def id_numbers(
         if not math.isfinite(numbers[key]):
             problems.append(f"{flag} {key}={text}: not a number")
     if numbers.keys() != set(ids):
-        problems.append(f"{flag}: give one number for each of {', '.join(ids)}")
+        known = f"give one number for each of {', '.join(ids)}" if ids else "no ids are known"
+        problems.append(f"{flag}: {known}")
     return numbers
 
 

@@ -78,6 +78,13 @@ class SamplingFlags:
         None, "denoising steps; unset: the pipeline's own", at_least=1, origin=True
     )
     guidance_scale: float | None = flag(None, "unset: the pipeline's own", origin=True)
+    reward_guidance: list[str] | None = flag(
+        None,
+        "how far the LoRA may pull away from the base, beside --guidance_scale: a number (0: the "
+        "base's pictures; the larger, the more likeness and the less prompt; 3 with a guidance "
+        "scale of 7.5 as published), or ID=NUMBER a subject; unset: ordinary guidance",
+        nargs="+",
+    )
     scheduler: str | None = flag(None, "unset: the model's own", choices=SCHEDULERS, origin=True)
     batch_size: int = flag(1, "pictures at once", at_least=1)
     resolution: int | None = flag(

@@ -7,9 +7,12 @@ sheet = start_sheet(pictures)
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import Any
@@ -43,9 +46,10 @@ from mudi.init_noise import (
     subject_latents,
 )
 from mudi.metadata import Photo, Subjects
+from mudi.pictures.reward import reward_guidance, reward_map
 from mudi.pictures.shot_args import named_subjects
 from mudi.segmix import Cutout, cut_out
-from mudi.texts import folded
+from mudi.texts import class_noun, folded, replace_names
 
 SCHEDULERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
@@ -84,6 +88,8 @@ class Shot:
         gamma: strength of the mean shift, one number or one by subject id.
         layout: of the subjects that the prompt names, in the data folder's order; None: random.
         scales: relative sizes by subject id for a random layout; None: random.
+        reward_guidance: see `mudi.pictures.reward`: one number, or one by subject id where gamma
+            is not 0; None: ordinary guidance.
     """
 
     prompt: str
@@ -91,6 +97,7 @@ class Shot:
     gamma: float | dict[str, float] = 0.0
     layout: Layout | None = None
     scales: dict[str, float] | None = None
+    reward_guidance: float | dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,8 @@ class Sampler:
         sampling: how it is called.
         subjects: whose cut-outs the pictures start from; None: every picture starts from noise.
         device: where collages are encoded; None: the pipeline's.
+        nouns: what reward guidance asks the base for in the place of the subjects' names; None:
+            the names without their first words.
     """
 
     def __init__(
@@ -169,6 +178,7 @@ class Sampler:
         sampling: Sampling,
         subjects: Subjects | None = None,
         device: torch.device | None = None,
+        nouns: Mapping[str, str] | None = None,
     ):
         self.pipeline = pipeline
         self.backbone = backbone_of(type(pipeline).__name__)
@@ -177,6 +187,8 @@ class Sampler:
         unit = self.backbone.size_unit
         if any(length % unit for length in self.size):
             raise SamplingError(f"{self.size[0]}x{self.size[1]}: both must be multiples of {unit}")
+        width, height = (length // pipeline.vae_scale_factor for length in self.size)
+        self._latent_shape = 1, pipeline.vae.config.latent_channels, height, width
         if self.backbone.flow and sampling.negative_prompt:
             raise SamplingError(f"{self.backbone.title} takes no negative prompt; leave it out")
         settings = {
@@ -185,6 +197,10 @@ class Sampler:
         }
         self._settings = {key: value for key, value in settings.items() if value is not None}
         self._negative_prompt = sampling.negative_prompt
+        own = signature(type(pipeline).__call__).parameters["guidance_scale"].default
+        self._guidance_scale: float = self._settings.get("guidance_scale", own)
+        names = subjects.names.values() if subjects else ()
+        self._nouns = {name: class_noun(name) for name in names} if nouns is None else nouns
         self._denoiser = getattr(pipeline, self.backbone.denoiser)
         self.stage = Stage(subjects, self.size) if subjects else None
         if subjects:
@@ -197,8 +213,10 @@ class Sampler:
         Raises:
             SamplingError: a shot can't be laid out.
         """
-        for first in range(0, len(shots), batch_size):
-            yield from self._draw(shots[first : first + batch_size])
+        for _, group in groupby(shots, lambda shot: shot.reward_guidance is None):
+            alike = list(group)
+            for first in range(0, len(alike), batch_size):
+                yield from self._draw(alike[first : first + batch_size])
 
     def _draw(self, shots: Sequence[Shot]) -> list[Picture]:
         generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
@@ -214,27 +232,52 @@ class Sampler:
         more: dict[str, Any] = dict(self._settings)
         if self._negative_prompt:
             more["negative_prompt"] = [self._negative_prompt] * len(shots)
-        images = self.pipeline(
-            [shot.prompt for shot in shots],
-            width=self.size[0],
-            height=self.size[1],
-            latents=self.backbone.module.to_pipeline(noise),
-            generator=generators,
-            **more,
-        ).images
+        with self._guidance(shots, starts):
+            images = self.pipeline(
+                [shot.prompt for shot in shots],
+                width=self.size[0],
+                height=self.size[1],
+                latents=self.backbone.module.to_pipeline(noise),
+                generator=generators,
+                **more,
+            ).images
         return [Picture(*made) for made in zip(shots, images, starts, strict=True)]
+
+    def _guidance(
+        self, shots: Sequence[Shot], starts: Sequence[Start | None]
+    ) -> AbstractContextManager[None]:
+        """Guide by the reward inside, if these shots want it."""
+        if shots[0].reward_guidance is None:
+            return nullcontext()
+        rewards = torch.cat([self._rewards(*made) for made in zip(shots, starts, strict=True)])
+        return reward_guidance(
+            self.pipeline,
+            self.backbone.module.to_pipeline(rewards),
+            [replace_names(shot.prompt, self._nouns) for shot in shots],
+            self._guidance_scale,
+            self._negative_prompt and replace_names(self._negative_prompt, self._nouns),
+        )
+
+    def _rewards(self, shot: Shot, start: Start | None) -> Tensor:
+        """Return a shot's reward (1, C, h, w)."""
+        reward: Any = shot.reward_guidance
+        if not isinstance(reward, dict):
+            return torch.full(self._latent_shape, float(reward))
+        if start is None:
+            raise SamplingError("a reward for each subject needs their places: give a gamma")
+        masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
+        elsewhere = 1.0 if self.backbone.flow else self._guidance_scale
+        own = [reward[photo.subject] for photo in start.photos]
+        return reward_map(own, masks, elsewhere).expand(self._latent_shape)
 
     def _noise(self, shot: Shot, start: Start | None, generator: torch.Generator) -> Tensor:
         """Return what the pipeline starts from (1, C, h, w), on the CPU."""
-        factor = self.pipeline.vae_scale_factor
-        width, height = (length // factor for length in self.size)
-        channels = self.pipeline.vae.config.latent_channels
-        latents = torch.zeros(1, channels, height, width)
-        mask = torch.zeros(1, 1, height, width)
+        latents = torch.zeros(self._latent_shape)
+        mask = torch.zeros_like(latents[:, :1])
         gamma: float | Tensor = 0.0
         if start is not None:
             latents = subject_latents(self._vae, [start.scene.image]).cpu()
-            masks = latent_masks(start.scene.visible, (height, width))
+            masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
             mask = masks.sum(0)[None, None]
             gamma = _gamma(shot, start, masks)
         return mean_shifted_noise(latents.to(self._denoiser.dtype), mask, gamma, generator)
@@ -310,6 +353,12 @@ def layout_picture(start: Start) -> Image.Image:
     return image
 
 
+def caption(shot: Shot) -> str:
+    """Return what stands under a picture in a sheet."""
+    reward = "" if shot.reward_guidance is None else f", reward {shot.reward_guidance}"
+    return f"seed {shot.seed}, gamma {shot.gamma}{reward}: {shot.prompt}"
+
+
 def start_sheet(pictures: Iterable[Picture]) -> Image.Image:
     """Lay layout, starting collage and result side by side, a row for each picture."""
     images, captions = [], []
@@ -319,5 +368,5 @@ def start_sheet(pictures: Iterable[Picture]) -> Image.Image:
         images += [layout_picture(start), start.scene.image] if start else [blank, blank]
         images.append(picture.image)
         captions += ["layout", "starting collage"] if start else ["", "noise alone"]
-        captions.append(f"seed {shot.seed}, gamma {shot.gamma}: {shot.prompt}")
+        captions.append(caption(shot))
     return contact_sheet(images, captions, columns=3)

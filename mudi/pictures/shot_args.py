@@ -1,6 +1,5 @@
 """What pictures are asked for, from the flags of `inference.py`; knows no torch."""
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from mudi.ground.flags import id_numbers, looks_local, range_complaints
 from mudi.metadata import MetadataError, Subjects, load_subjects
 from mudi.pictures.args import LLM, RANDOM, PictureArgs
 from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
-from mudi.texts import folded, has_half_character
+from mudi.texts import has_half_character, mark_names
 
 MAX_SEED = 2**63 - 1  # torch's
 
@@ -21,16 +20,10 @@ SIGNAL_UNIT = "x"  # ends a --gamma that counts in the scheduler's own signal at
 def named_subjects(prompt: str, names: dict[str, str]) -> list[str]:
     """Return the ids of the subjects whose names stand in a prompt, in the names' order.
 
-    A name counts as a whole word or words, and not where it is part of a longer subject's name.
-    Case, kinds and numbers of blanks do not matter, nor how a letter's accent is written.
+    What counts as one: see `mudi.texts.mark_names`.
     """
-    found = set()
-    rest = folded(prompt).lower()
-    for name in sorted(set(names.values()), key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(folded(name).lower())}(?!\w)"
-        if re.search(pattern, rest):
-            found.add(name)
-            rest = re.sub(pattern, "|", rest)
+    text, marks = mark_names(prompt, names.values())
+    found = {name for mark, name in marks.items() if mark in text}
     return [subject for subject, name in names.items() if name in found]
 
 
@@ -110,12 +103,25 @@ def read_gamma(
     Args:
         unit: what the x of "3x" stands for.
     """
+    plain = [_without_unit(word, unit) for word in words or []]
+    return _one_or_by_subject(plain, "--gamma", ids, problems)
+
+
+def read_reward(
+    words: list[str] | None, ids: Collection[str], problems: list[str]
+) -> float | dict[str, float] | None:
+    """Return --reward_guidance: one number, or one by subject id; None where it is not given."""
+    return _one_or_by_subject(words or [], "--reward_guidance", ids, problems)
+
+
+def _one_or_by_subject(
+    words: list[str], flag: str, ids: Collection[str], problems: list[str]
+) -> float | dict[str, float] | None:
     if not words:
         return None
-    plain = [_without_unit(word, unit) for word in words]
     if len(words) > 1 or "=" in words[0]:
-        return id_numbers(plain, "--gamma", ids, problems)
-    return id_numbers([f"all={plain[0]}"], "--gamma", ["all"], problems).get("all")
+        return id_numbers(words, flag, ids, problems)
+    return id_numbers([f"all={words[0]}"], flag, ["all"], problems).get("all")
 
 
 def has_unit(words: list[str] | None) -> bool:
@@ -167,6 +173,27 @@ def backbone_complaints(args: PictureArgs, backbone: Backbone) -> list[str]:
         for flag in ("resolution", "height", "width")
         if unit > SIZE_UNIT and (getattr(args, flag) or 0) % unit
     ]
+
+
+def reward_complaints(
+    args: PictureArgs,
+    backbone: Backbone,
+    reward: float | dict[str, float] | None,
+    gamma: float | dict[str, float],
+) -> list[str]:
+    """Complain about reward guidance that lacks what it is reckoned from."""
+    if reward is None:
+        return []
+    complaints = []
+    if not any(args.lora_scale or [1.0] * len(args.lora)):
+        complaints.append("needs a --lora of a scale other than 0, whose pull it sets")
+    if not args.instance_data_dir:
+        complaints.append("needs --instance_data_dir: the base is asked without the names there")
+    if not backbone.flow and args.guidance_scale is not None and args.guidance_scale <= 1:
+        complaints.append(f"needs a --guidance_scale above 1, not {args.guidance_scale}")
+    if isinstance(reward, dict) and gamma == 0:
+        complaints.append("one number a subject needs places: give one for all, or a --gamma")
+    return [f"--reward_guidance: {complaint}" for complaint in complaints]
 
 
 def start_complaints(
