@@ -280,6 +280,9 @@ def make(
     place(pipeline, state.device, args.cpu_offload)
     if state.is_main_process:
         tell_gamma(jobs[0].shot.gamma, gamma_unit(args))
+        if args.reward_guidance:
+            for prompt in dict.fromkeys(job.shot.prompt for job in jobs):
+                logger.info('reward guidance asks the base for "%s"', sampler.base_prompt(prompt))
     pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
     bar = tqdm(pictures, "pictures", len(jobs), disable=not state.is_main_process)
     for job, picture in zip(jobs, bar, strict=True):

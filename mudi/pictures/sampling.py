@@ -88,8 +88,7 @@ class Shot:
         gamma: strength of the mean shift, one number or one by subject id.
         layout: of the subjects that the prompt names, in the data folder's order; None: random.
         scales: relative sizes by subject id for a random layout; None: random.
-        reward_guidance: see `mudi.pictures.reward`: one number, or one by subject id where gamma
-            is not 0; None: ordinary guidance.
+        reward_guidance: one number, or one by subject id where gamma is not 0; None: ordinary.
     """
 
     prompt: str
@@ -168,8 +167,7 @@ class Sampler:
         sampling: how it is called.
         subjects: whose cut-outs the pictures start from; None: every picture starts from noise.
         device: where collages are encoded; None: the pipeline's.
-        nouns: what reward guidance asks the base for in the place of the subjects' names; None:
-            the names without their first words.
+        nouns: by name, for the base of reward guidance; None: the names without their first words.
     """
 
     def __init__(
@@ -243,6 +241,10 @@ class Sampler:
             ).images
         return [Picture(*made) for made in zip(shots, images, starts, strict=True)]
 
+    def base_prompt(self, prompt: str) -> str:
+        """Return what reward guidance asks the base for, in a prompt's place."""
+        return replace_names(prompt, self._nouns)
+
     def _guidance(
         self, shots: Sequence[Shot], starts: Sequence[Start | None]
     ) -> AbstractContextManager[None]:
@@ -253,22 +255,21 @@ class Sampler:
         return reward_guidance(
             self.pipeline,
             self.backbone.module.to_pipeline(rewards),
-            [replace_names(shot.prompt, self._nouns) for shot in shots],
+            [self.base_prompt(shot.prompt) for shot in shots],
             self._guidance_scale,
-            self._negative_prompt and replace_names(self._negative_prompt, self._nouns),
+            self._negative_prompt and self.base_prompt(self._negative_prompt),
         )
 
     def _rewards(self, shot: Shot, start: Start | None) -> Tensor:
         """Return a shot's reward (1, C, h, w)."""
         reward: Any = shot.reward_guidance
-        if not isinstance(reward, dict):
-            return torch.full(self._latent_shape, float(reward))
-        if start is None:
-            raise SamplingError("a reward for each subject needs their places: give a gamma")
-        masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
-        elsewhere = 1.0 if self.backbone.flow else self._guidance_scale
-        own = [reward[photo.subject] for photo in start.photos]
-        return reward_map(own, masks, elsewhere).expand(self._latent_shape)
+        if isinstance(reward, dict):
+            if start is None:
+                raise SamplingError("a reward for each subject needs their places: give a gamma")
+            masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
+            elsewhere = 1.0 if self.backbone.flow else self._guidance_scale
+            reward = reward_map([reward[p.subject] for p in start.photos], masks, elsewhere)
+        return torch.zeros(self._latent_shape) + reward
 
     def _noise(self, shot: Shot, start: Start | None, generator: torch.Generator) -> Tensor:
         """Return what the pipeline starts from (1, C, h, w), on the CPU."""
@@ -353,12 +354,6 @@ def layout_picture(start: Start) -> Image.Image:
     return image
 
 
-def caption(shot: Shot) -> str:
-    """Return what stands under a picture in a sheet."""
-    reward = "" if shot.reward_guidance is None else f", reward {shot.reward_guidance}"
-    return f"seed {shot.seed}, gamma {shot.gamma}{reward}: {shot.prompt}"
-
-
 def start_sheet(pictures: Iterable[Picture]) -> Image.Image:
     """Lay layout, starting collage and result side by side, a row for each picture."""
     images, captions = [], []
@@ -368,5 +363,6 @@ def start_sheet(pictures: Iterable[Picture]) -> Image.Image:
         images += [layout_picture(start), start.scene.image] if start else [blank, blank]
         images.append(picture.image)
         captions += ["layout", "starting collage"] if start else ["", "noise alone"]
-        captions.append(caption(shot))
+        reward = "" if shot.reward_guidance is None else f", reward {shot.reward_guidance}"
+        captions.append(f"seed {shot.seed}, gamma {shot.gamma}{reward}: {shot.prompt}")
     return contact_sheet(images, captions, columns=3)
