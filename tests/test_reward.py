@@ -15,8 +15,9 @@ from mudi.backbones import flux
 from mudi.ground.errors import SetupError
 from mudi.lora import ATTENTION_TARGETS, TEXT_ENCODER_TARGETS, adapters_off, add_lora, save_lora
 from mudi.metadata import load_subjects
+from mudi.pictures.loras import load_loras
 from mudi.pictures.reward import reward_guidance, reward_map
-from mudi.pictures.sampling import Sampler, SamplingError, Shot, load_loras, start_sheet
+from mudi.pictures.sampling import Sampler, SamplingError, Shot, start_sheet
 from mudi.texts import class_noun, replace_names
 
 BASE_PROMPT = "a photo of a robot and a teddy bear"
