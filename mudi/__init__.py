@@ -17,7 +17,8 @@ One prompt on its way to its picture (`inference.py`):
 2. `layouts.random_layout`, or `layout_json`: where each stands.
 3. `pictures.sampling.Stage`: their cut-outs in one `init_noise.Scene`, by `compose_layout`.
 4. `init_noise.subject_latents`, `gamma_map`, `mean_shifted_noise`: the start (section 4.2).
-5. `pictures.sampling.Sampler`: a stock pipeline goes on from there.
+5. `pictures.sampling.Sampler`: a stock pipeline goes on from there, guided by `pictures.reward` if
+   so told.
 
 The wings, of which none imports another: `backbones` (what differs between base models), then
 `training`, `pictures` and `masks`. Below all is `ground`, which knows nothing of the method.
