@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mudi.ground.errors import SetupError
 from mudi.ground.lora_names import SDXL_RESNETS, UNET
 from mudi.ground.lora_outline import PARTS, WEIGHTS_NAME, outline, read_header
+from mudi.learned_words import LearnedWords
 from mudi.lora_files import About, read_lora, write_diffusers, write_kohya
 
 __all__ = ["WEIGHTS_NAME", "read_header", "read_lora"]  # they live below; here they are known
@@ -48,7 +49,7 @@ def add_lora(model: Any, rank: int, targets: list[str], use_dora: bool = False) 
 
 @contextmanager
 def adapters_off(*models: nn.Module) -> Iterator[None]:
-    """Give the base model inside, the adapted one outside; works for LoRA and for DoRA.
+    """Give the base model inside, the adapted one outside; works for LoRA, DoRA, learned words.
 
     Unlike a LoRA scale of 0 this also bypasses DoRA's trained magnitudes. Which parameters want
     gradients, and which adapters were off before, stays as it is. PEFT's own `enable_adapters` also
@@ -57,7 +58,8 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: no model has an adapter.
     """
-    layers = [m for model in models for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    kinds = (BaseTunerLayer, LearnedWords)
+    layers: list[Any] = [m for model in models for m in model.modules() if isinstance(m, kinds)]
     if not layers:
         raise ValueError("the model has no adapters to switch off")
     switched = [layer for layer in layers if not layer.disable_adapters]
