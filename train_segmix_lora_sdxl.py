@@ -49,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> SdxlArgs:
 if __name__ == "__main__":
     ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -62,12 +63,21 @@ from mudi import lora
 from mudi.backbones import quantization, sdxl
 from mudi.backbones.table import SDXL
 from mudi.data import Batch, SegMixDataset, make_loader
-from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
+from mudi.denoising import (
+    Models,
+    PromptEncoder,
+    PromptTable,
+    WordPrompts,
+    make_task,
+    training_loss,
+)
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
+from mudi.learned_words import LearnedWords
 from mudi.losses import latent_weight
 from mudi.training import checks, dry_run, publish, runtime, saving
 from mudi.training.optimizers import Training, prepare_training
+from mudi.training.words import make_words, tell_cost
 
 logger = get_logger("mudi")
 
@@ -88,8 +98,14 @@ def check_args(args: SdxlArgs) -> list[str]:
     return complaints
 
 
-def load_models(args: SdxlArgs, accelerator: Accelerator, prompts: list[str]) -> Models:
-    """Load SDXL, encode what can be encoded beforehand, attach the adapters."""
+def load_models(
+    args: SdxlArgs, accelerator: Accelerator, prompts: list[str], names: Iterable[str] = ()
+) -> Models:
+    """Load SDXL, encode what can be encoded beforehand, attach the adapters.
+
+    Args:
+        names: of the subjects, for --learn_words.
+    """
     base = args.base
     hub = {key: getattr(args, key) for key in ("revision", "variant", "cache_dir")}
     dtype, device = runtime.weight_dtype(accelerator), accelerator.device
@@ -103,32 +119,49 @@ def load_models(args: SdxlArgs, accelerator: Accelerator, prompts: list[str]) ->
         vae = sdxl.load_vae(base, half_safe, dtype, **hub).to(device)
     with loading(base_flag, base):
         pipeline = sdxl.load_text_pipeline(base, dtype, **hub).to(device)
-    encoders: dict[str, Any] = {}
-    encode: PromptEncoder = partial(sdxl.encode_prompts, pipeline)
-    if args.train_text_encoder:
-        encoders = sdxl.text_encoders(pipeline)
-        for encoder in encoders.values():
-            lora.add_lora(encoder, args.rank, lora.TEXT_ENCODER_TARGETS, args.use_dora)
-    else:
-        shown = [args.validation_prompt, sdxl.NO_PROMPT] if args.validation_prompt else []
-        encode = PromptTable(encode, [*prompts, *shown], device)
-        sdxl.free_text_encoders(pipeline)
+    words = make_words(args, pipeline, names)
+    shown = [args.validation_prompt, sdxl.NO_PROMPT] if args.validation_prompt else []
+    encoders, encode = prepare_prompts(args, pipeline, words, [*prompts, *shown], device)
 
     with loading(base_flag, base):
         unet = sdxl.load_unet(base, dtype, args.quantize_base, **hub)
     quantization.place(unet, device)
     lora.add_lora(unet, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
-    adapted = {"unet": unet, **encoders}
+    adapted = {"unet": unet, **(encoders if args.train_text_encoder else {})}
     lora.resume_lora(args.resume_lora, adapted)
     runtime.save_memory(args, unet, vae, encoders)
-    denoiser = sdxl.Denoiser(unet, encode, encoders)
+    denoiser = sdxl.Denoiser(unet, encode, encoders, words)
     sample = None
     if args.validation_prompt:
         pipeline = StableDiffusionXLPipeline(**{**pipeline.components, "unet": unet, "vae": vae})
         steps = args.num_validation_inference_steps
         settings = (args.validation_prompt, args.resolution, steps)
         sample = partial(sdxl.sample_image, pipeline, encode, *settings)
-    return Models(denoiser, vae, schedule, adapted, sample)
+    return Models(denoiser, vae, schedule, adapted, sample, words)
+
+
+def prepare_prompts(
+    args: SdxlArgs,
+    pipeline: StableDiffusionXLPipeline,
+    words: LearnedWords | None,
+    prompts: list[str],
+    device: torch.device,
+) -> tuple[dict[str, Any], PromptEncoder]:
+    """Encode beforehand what no step changes; return the encoders that stay, and how to encode."""
+    encode: PromptEncoder = partial(sdxl.encode_prompts, pipeline)
+    encoders = sdxl.text_encoders(pipeline)
+    if args.train_text_encoder:
+        for encoder in encoders.values():
+            lora.add_lora(encoder, args.rank, lora.TEXT_ENCODER_TARGETS, args.use_dora)
+        return encoders, encode
+    if words is not None:
+        for encoder in encoders.values():
+            encoder.requires_grad_(False)
+        tell_cost(words, encoders.values(), prompts)
+        return encoders, WordPrompts(words, encode, prompts, device)
+    table = PromptTable(encode, prompts, device)
+    sdxl.free_text_encoders(pipeline)
+    return {}, table
 
 
 def run_pass(
@@ -190,9 +223,8 @@ def train(
         runtime.report_if_due(accelerator, args, plan, progress, unread)
         if not accelerator.optimizer_step_was_skipped:
             training.lr_scheduler.step()
-        saving.save_if_due(
-            accelerator, args, plan.record, StableDiffusionXLPipeline, models.adapted, step
-        )
+        parts = (StableDiffusionXLPipeline, models.adapted)
+        saving.save_if_due(accelerator, args, plan.record, *parts, step, models.words)
         runtime.validate_if_due(accelerator, args, plan, models, step)
     progress.close()
 
@@ -200,12 +232,14 @@ def train(
 @program
 def main(args: SdxlArgs) -> None:
     run = runtime.set_up(args, check_args(args), SDXL)
+    subjects = run.dataset.subjects
+    load = partial(load_models, names=subjects.names.values())
     if args.dry_run:
-        return dry_run.tell(args, run, SDXL, load_models, run_pass)
-    models = load_models(args, run.accelerator, run.dataset.prompts())
+        return dry_run.tell(args, run, SDXL, load, run_pass)
+    models = load(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
-    pipeline_class = StableDiffusionXLPipeline
-    publish.finish(args, run.accelerator, run.dataset.subjects, pipeline_class, models.adapted)
+    parts = (StableDiffusionXLPipeline, models.adapted)
+    publish.finish(args, run.accelerator, subjects, *parts, words=models.words)
 
 
 if __name__ == "__main__":

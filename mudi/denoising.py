@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from mudi.learned_words import LearnedWords
 from mudi.lora import adapters_off
 from mudi.losses import dco_loss, masked_mse
 
@@ -69,9 +70,10 @@ class Models:
     """The parts of a base that a run uses.
 
     Attributes:
-        denoiser: its submodule `text_encoders` holds the encoders that train, if any.
+        denoiser: its submodule `text_encoders` holds the encoders that each step runs, if any.
         adapted: what trains, by the pipeline's part names.
         sample: makes a validation image from a seed; None without a validation prompt.
+        words: learned ones, a submodule of the denoiser's.
     """
 
     denoiser: nn.Module
@@ -79,6 +81,7 @@ class Models:
     schedule: Schedule
     adapted: dict[str, Any]
     sample: Callable[[int], Image.Image] | None
+    words: LearnedWords | None = None
 
 
 class PromptTable:
@@ -121,6 +124,36 @@ class PromptTable:
             self._room -= size
             self._entries[prompt] = moved
         return moved
+
+
+class WordPrompts:
+    """Encodes prompts with learned words anew each time, and looks the others up.
+
+    Where the words are switched off (DCO's reference pass), nouns stand in the names' place. Each
+    prompt is encoded by itself, as a table's are, so that what it gives hangs on no other.
+
+    Args:
+        encode: knows the words.
+        prompts: all that will be asked for.
+        device: see `PromptTable`.
+    """
+
+    def __init__(
+        self, words: LearnedWords, encode: PromptEncoder, prompts: list[str], device: torch.device
+    ):
+        self._words, self._encode = words, encode
+        plain = dict.fromkeys(map(words.vocabulary.with_nouns, prompts))
+        self._table = PromptTable(encode, list(plain), device)
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        tokens, pooled = zip(*map(self._look_up, prompts), strict=True)
+        return torch.cat(tokens), torch.cat(pooled)
+
+    def _look_up(self, prompt: str) -> tuple[Tensor, Tensor]:
+        vocabulary = self._words.vocabulary
+        if vocabulary.finds(prompt) and not self._words.disable_adapters:
+            return self._encode([prompt])
+        return self._table([vocabulary.with_nouns(prompt)])
 
 
 @dataclass(frozen=True)
@@ -181,7 +214,7 @@ def training_loss(
 
     Args:
         denoiser: the network as accelerate wrapped it.
-        base: the same network unwrapped, for DCO's pass without adapters.
+        base: the same network unwrapped, for DCO's pass without adapters and learned words.
         num_subjects: how many samples, from the first, show subjects; the rest are the prior's.
         dco_beta: 0 for the plain error.
     """

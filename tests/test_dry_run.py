@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from torch import nn
 from training import Backbone, reset_accelerate, sdxl_on
 
@@ -17,7 +19,9 @@ from mudi.backbones.table import backbone_of
 from mudi.data import make_loader
 from mudi.ground.memory import StorageMeter, cuda_autocast, fake_tensors
 from mudi.latents import LatentCache
+from mudi.learned_words import fresh_words
 from mudi.training import dry_run, runtime
+from mudi.words import words_of
 
 MINIATURE = Path(__file__).parent.parent / "mini/weights/sdxl"
 EXACT = ("weights", "adapters", "optimizer", "gradients", "vae", "prompts")
@@ -39,7 +43,10 @@ def both_ways(backbone: Backbone, folder: Path, flags: str) -> tuple[dry_run.Nee
     args = script.parse_args(words)
     reset_accelerate()
     run = runtime.set_up(args, script.check_args(args), kind)
-    parts = (run.accelerator, run.dataset, run.plan, kind, script.load_models, script.run_pass)
+    load = script.load_models
+    if args.learn_words:
+        load = partial(load, names=run.dataset.subjects.names.values())
+    parts = (run.accelerator, run.dataset, run.plan, kind, load, script.run_pass)
     simulated = dry_run.simulate(args, *parts)
     batch = next(iter(make_loader(run.dataset, run.plan.draws(0), 0)))
     with cuda_autocast(), StorageMeter() as meter:
@@ -62,6 +69,23 @@ def test_without_data_every_byte_is_counted_that_a_real_run_takes(
 def test_the_miniature_is_counted_to_the_byte(tmp_path: Path) -> None:
     simulated, real = both_ways(sdxl_on(MINIATURE), tmp_path, FLAGS["half"])
     assert replace(simulated, loading=0) == replace(real, loading=0)
+
+
+def test_learned_words_and_the_encoders_that_stay_for_them_are_counted(
+    sdxl_backbone: Backbone, tmp_path: Path
+) -> None:
+    plain, _ = both_ways(sdxl_backbone, tmp_path, FLAGS["plain"])
+    simulated, real = both_ways(sdxl_backbone, tmp_path, f"{FLAGS['plain']} --learn_words")
+    assert [getattr(simulated, name) for name in EXACT] == [getattr(real, name) for name in EXACT]
+    assert abs(simulated.step - real.step) <= LAYOUT_BYTES
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_backbone.base)
+    words = fresh_words(pipeline, words_of(["olis robot", "hta teddy bear"]))
+    rows = sum(values.nbytes for values in words.rows.values())
+    norms = sum(values.nbytes for values in words.buffers())
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    kept = sum(t.nbytes for e in encoders for t in (*e.parameters(), *e.buffers()))
+    assert simulated.weights - plain.weights == kept + norms
+    assert simulated.adapters - plain.adapters == rows
 
 
 def test_the_verdict_is_an_exit_code_and_names_what_helps(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mudi.backbones import parts
 from mudi.denoising import Corrupted, PromptEncoder
 from mudi.latents import decode_latents
+from mudi.learned_words import LearnedWords
 from mudi.losses import min_snr_weight
 
 NO_PROMPT = ""  # the unconditional half of classifier-free guidance
@@ -73,18 +74,27 @@ class Denoiser(nn.Module):
     """The UNet with what turns prompts into its conditions, as one module.
 
     To wrap it is to wrap all that trains; to switch its adapters off is to switch off the text
-    encoders' as well, so that the DCO reference sees unadapted prompt embeddings.
+    encoders' and the learned words as well, so that the DCO reference sees the base's prompts.
 
     Args:
         unet: the adapted UNet.
-        encode: a `PromptTable`, or `encode_prompts` bound to a pipeline whose encoders train.
-        text_encoders: those encoders by part name; none where a table is used.
+        encode: a `PromptTable`, `WordPrompts`, or `encode_prompts` bound to a pipeline whose
+            encoders train.
+        text_encoders: the encoders that it runs, by part name; none where all is looked up.
+        words: learned ones that `encode` knows.
     """
 
-    def __init__(self, unet: nn.Module, encode: PromptEncoder, text_encoders: dict[str, nn.Module]):
+    def __init__(
+        self,
+        unet: nn.Module,
+        encode: PromptEncoder,
+        text_encoders: dict[str, nn.Module],
+        words: LearnedWords | None = None,
+    ):
         super().__init__()
         self.unet = unet
         self.text_encoders = nn.ModuleDict(text_encoders)
+        self.words = words
         self._encode = encode
 
     def forward(

@@ -26,6 +26,7 @@ class Backbone:
         gamma: default strength of the mean shift.
         flow: trained by flow matching: sampling starts without signal, by one scheduler, and a
             network that is distilled for guidance takes no negative prompt.
+        no_words: why it can't learn words; "": it can.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Backbone:
     size_unit: int
     gamma: float
     flow: bool
+    no_words: str = ""
 
     @property
     def pipeline_class(self) -> Any:
@@ -76,6 +78,8 @@ FLUX = Backbone(
     size_unit=16,  # the VAE reduces by 8, packing by 2
     gamma=0.0,  # does without
     flow=True,
+    no_words="it reads prompts by T5, which knows no learned word of CLIP's; of CLIP it takes "
+    "the pooled vector alone, one for the whole prompt, which can't tell two subjects apart",
 )
 BACKBONES = {backbone.name: backbone for backbone in (SDXL, FLUX)}
 

@@ -46,6 +46,12 @@ class Model:
         metavar="FILE",
     )
     train_text_encoder: bool = flag(False, "adapt the text encoder(s) as well", on_resume=FIXED)
+    learn_words: bool = flag(
+        False,
+        "SDXL: learn each subject's whole name as new tokens, started from its noun's, in place of "
+        "the rare word; go on writing the names",
+        on_resume=FIXED,
+    )
     enable_xformers_memory_efficient_attention: bool = flag(
         False, "attention by xformers instead of PyTorch's own"
     )
@@ -202,6 +208,9 @@ class Optimizer:
     use_8bit_adam: bool = flag(False, "AdamW's states in 8 bits", on_resume=FIXED)
     learning_rate: float = flag(0.0001, "of the denoiser's LoRA", above=0)
     text_encoder_lr: float = flag(5e-06, "learning rate of the text encoders", above=0)
+    word_learning_rate: float = flag(
+        5e-06, "of --learn_words, as DCO's authors have it (prodigy: its own)", above=0
+    )
     scale_lr: bool = flag(
         False, "multiply --learning_rate by accumulation, batch size and number of processes"
     )

@@ -34,6 +34,7 @@ from mudi.training.args import (
     trackers,
 )
 from mudi.training.checkpoints import other_runs, resolve_resume
+from mudi.words import WordError, words_file, words_of
 
 DEFAULT_CAPTION_KEY = "text"
 MAX_SEED = 2**32 - 1  # numpy's
@@ -63,6 +64,7 @@ def check_args(args: TrainingArgs, backbone: Backbone) -> list[str]:
         *_number_complaints(args),
         *_model_complaints(args, backbone),
         *_start_complaints(args, backbone),
+        *_word_complaints(args, backbone),
         *_data_complaints(args, backbone.size_unit),
         *_optimizer_complaints(args),
         *_output_complaints(args),
@@ -120,6 +122,15 @@ def _start_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
         if getattr(args, flag) and not has:
             complaints.append(f"{told}: has no {what}; leave --{flag} out")
     return complaints
+
+
+def _word_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
+    if args.learn_words and backbone.no_words:
+        return [f"--learn_words: not with {backbone.title}: {backbone.no_words}"]
+    if args.resume_lora is None or args.learn_words:
+        return []
+    file = words_file(Path(args.resume_lora))
+    return [f"--resume_lora: {file} are learned words; pass --learn_words"] if file else []
 
 
 def _data_complaints(args: TrainingArgs, multiple_of: int) -> list[str]:
@@ -226,6 +237,8 @@ def load_data(args: TrainingArgs, style: SegMixStyle, complaints: list[str]) -> 
             scales = subject_scales(args, subjects.names)
         except ValueError as error:
             complaints.append(str(error))
+        if args.learn_words:
+            complaints += _name_complaints(subjects)
     if args.with_prior_preservation and args.class_data_dir:
         prior = _load_prior(args.class_data_dir, args, subjects, complaints)
     refuse(complaints)
@@ -234,6 +247,15 @@ def load_data(args: TrainingArgs, style: SegMixStyle, complaints: list[str]) -> 
     for warning in _warnings(args, subjects, prior):
         logger.warning(warning)
     return Data(subjects, prior and limit_prior(prior, args.num_class_images), scales)
+
+
+def _name_complaints(subjects: Subjects) -> list[str]:
+    """Complain about names that can't become learned words."""
+    try:
+        words_of(subjects.names.values())
+    except WordError as error:
+        return [f"--learn_words: {error}"]
+    return []
 
 
 def limit_prior(prior: Subjects, num_images: int) -> Subjects:

@@ -1,6 +1,6 @@
 """The optimizers and learning-rate schedules that the flags name, ready to step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +49,18 @@ def prepare_training(
 ) -> Training:
     """Build optimizer and rates over the adapters, wrap them, restore the checkpoint if any."""
     encoders = trainable(models.denoiser.get_submodule("text_encoders"))
-    others = {id(parameter) for parameter in encoders}
+    words = trainable(models.words) if models.words else []
+    others = {id(parameter) for parameter in (*encoders, *words)}
     denoiser_only = [p for p in trainable(models.denoiser) if id(p) not in others]
-    optimizer = make_optimizer(args, denoiser_only, encoders, accelerator.num_processes)
+    optimizer = make_optimizer(args, denoiser_only, encoders, accelerator.num_processes, words)
+    if models.words:
+        optimizer.register_step_post_hook(models.words.rescale)
     lr_scheduler = make_lr_scheduler(args, optimizer, plan.num_steps)
     denoiser, optimizer = accelerator.prepare(models.denoiser.train(), optimizer)
-    keep_in_checkpoints(accelerator, pipeline_class, models.adapted, lr_scheduler)
+    keep_in_checkpoints(accelerator, pipeline_class, models.adapted, lr_scheduler, models.words)
     first_step = 0
     if plan.resume:
-        parts = (models.adapted, optimizer, lr_scheduler)
+        parts = (models.adapted, optimizer, lr_scheduler, models.words)
         first_step = restore(accelerator, plan.resume, plan.settings, *parts)
     if args.overwrite_output_dir:
         remove_overwritten(accelerator, plan.output_dir, plan.resume)
@@ -66,7 +69,7 @@ def prepare_training(
         base=accelerator.unwrap_model(denoiser),
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
-        parameters=[*denoiser_only, *encoders],
+        parameters=[*denoiser_only, *encoders, *words],
         first_step=first_step,
     )
 
@@ -81,14 +84,20 @@ def make_optimizer(
     parameters: list[Parameter],
     text_encoder_parameters: list[Parameter],
     num_processes: int,
+    word_parameters: Sequence[Parameter] = (),
 ) -> Optimizer:
-    """Build --optimizer over the denoiser's and, where they train, the text encoders' LoRA."""
+    """Build --optimizer over the denoiser's and, where they train, the text encoders' LoRA.
+
+    Args:
+        word_parameters: learned words' rows. Weight decay would be undone by their rescaling.
+    """
     scale = 1
     if args.scale_lr:
         scale = args.gradient_accumulation_steps * args.train_batch_size * num_processes
     prodigy = args.optimizer.lower() == "prodigy"
     # Prodigy finds its own rate; two different ones confuse it
     text_encoder_lr = args.learning_rate * scale if prodigy else args.text_encoder_lr
+    word_lr = args.learning_rate * scale if prodigy else args.word_learning_rate
     groups: list[dict[str, Any]] = [
         {
             "params": parameters,
@@ -104,6 +113,8 @@ def make_optimizer(
                 "weight_decay": args.adam_weight_decay_text_encoder,
             }
         )
+    if word_parameters:
+        groups.append({"params": [*word_parameters], "lr": word_lr, "weight_decay": 0.0})
     shared: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if args.dry_run and (args.use_8bit_adam or args.optimizer.lower() != "adamw"):
         return FormulaOptimizer(groups, "adam8bit" if args.use_8bit_adam else args.optimizer)

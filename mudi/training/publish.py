@@ -11,16 +11,41 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from mudi.ground.errors import first_line
 from mudi.ground.files import write_text
+from mudi.learned_words import LearnedWords
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import Subjects
 from mudi.training.args import TrainingArgs
 from mudi.training.planning import VALIDATION
 from mudi.training.saving import save_results
+from mudi.words import Vocabulary, words_of
 
 logger = get_logger("mudi")
 
 # What a run needs to be continued or watched, and nobody who uses the result.
 NOT_UPLOADED = ["checkpoint-*/**", "wandb/**", ".*"]
+
+
+WORDS_NOTE = """
+The names were learned as words of their own. MuDI's `inference.py` and notebooks load them with the
+LoRA and take the names. Elsewhere write a subject's token where its name would stand:
+
+{listed}
+
+ComfyUI: put `embeddings/*.safetensors` into `models/embeddings` and write `embedding:` before the
+token. A1111: put them into `embeddings`. diffusers:
+"""
+# The last line: SDXL's configuration has a wrong id, at which the pooled vector would be misread
+WORDS_SNIPPET = """for token in {tokens}:
+    state = load_file(f"embeddings/{{token}}.safetensors")
+    for name, tokenizer, encoder in (
+        ("clip_l", pipeline.tokenizer, pipeline.text_encoder),
+        ("clip_g", pipeline.tokenizer_2, pipeline.text_encoder_2),
+    ):
+        pipeline.load_textual_inversion(
+            state[name], token=token, tokenizer=tokenizer, text_encoder=encoder
+        )
+pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id
+"""
 
 
 def repository_name(args: TrainingArgs) -> str:
@@ -62,6 +87,14 @@ def write_model_card(folder: Path, args: TrainingArgs, subjects: Subjects, pipel
     prompt = args.validation_prompt or "a photo of " + " and ".join(
         f"a {name}" for name in subjects.names.values()
     )
+    notes, load, imports = "", "", ""
+    if args.learn_words:
+        words = words_of(subjects.names.values())
+        prompt = Vocabulary(words).replace(prompt, lambda word: word.token)
+        listed = "\n".join(f"- {word.name}: `{word.token}`" for word in words)
+        notes = WORDS_NOTE.format(listed=listed)
+        imports = "from safetensors.torch import load_file\n"
+        load = WORDS_SNIPPET.format(tokens=[word.token for word in words])
     return write_text(
         folder / "README.md",
         f"""---
@@ -75,14 +108,14 @@ A LoRA of rank {args.rank} for `{base}`, trained with Seg-Mix
 their identities mixing. Use these names in prompts:
 
 {names}
-
+{notes}
 ```python
 import torch
 from diffusers import {pipeline}
-
+{imports}
 pipeline = {pipeline}.from_pretrained("{base}", dtype=torch.{precision}).to("cuda")
 pipeline.load_lora_weights("{repository_name(args)}", weight_name="{WEIGHTS_NAME}")
-image = pipeline("{prompt}").images[0]
+{load}image = pipeline("{prompt}").images[0]
 ```
 
 {len(subjects.photos)} photos, resolution {args.resolution}, seed {args.seed}; all arguments are
@@ -99,11 +132,16 @@ def finish(
     subjects: Subjects,
     pipeline_class: Any,
     models: Mapping[str, Any],
+    words: LearnedWords | None = None,
 ) -> None:
-    """Write the results and the model card, upload them if asked for, close the trackers."""
+    """Write the results and the model card, upload them if asked for, close the trackers.
+
+    Args:
+        words: learned ones.
+    """
     if accelerator.is_main_process:
         folder = Path(args.output_dir)
-        save_results(folder, args, pipeline_class, models, subjects.names)
+        save_results(folder, args, pipeline_class, models, subjects.names, words=words)
         write_model_card(folder, args, subjects, pipeline_class.__name__)
         logger.info(f"the LoRA is {folder / WEIGHTS_NAME}")
         if args.push_to_hub:

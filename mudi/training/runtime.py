@@ -151,8 +151,10 @@ def make_accelerator(args: TrainingArgs, gpu_precision: str) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     output_dir = Path(args.output_dir)
-    # the first text encoder's last layer is never used, so its adapter gets no gradient
-    unused = DistributedDataParallelKwargs(find_unused_parameters=args.train_text_encoder)
+    # the first text encoder's last layer is never used, so its adapter gets no gradient; nor do
+    # learned words where no prompt of a pass has one
+    some_unused = args.train_text_encoder or args.learn_words
+    unused = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
     return Accelerator(
         kwargs_handlers=[unused],
         gradient_accumulation_steps=args.gradient_accumulation_steps,

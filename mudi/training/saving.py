@@ -27,6 +27,7 @@ from mudi.ground.files import (
     write_text,
 )
 from mudi.ground.flags import differences
+from mudi.learned_words import LearnedWords, load_words
 from mudi.training.args import TrainingArgs
 from mudi.training.checkpoints import (
     STATE_NAME,
@@ -37,6 +38,7 @@ from mudi.training.checkpoints import (
     write_digests,
 )
 from mudi.training.results import write_loras
+from mudi.words import FILE_NAME as WORDS_NAME
 
 # Names within a checkpoint; accelerate's own three are pickles, read as numbers only
 SCHEDULE_NAME = "schedule.json"
@@ -55,6 +57,7 @@ def restore(
     models: Mapping[str, Any],
     optimizer: Any,
     lr_scheduler: Any,
+    words: LearnedWords | None = None,
 ) -> int:
     """Load a checkpoint; return the number of steps it had done.
 
@@ -65,6 +68,7 @@ def restore(
         models: adapted models by the pipeline's part names.
         optimizer: as accelerate wrapped it.
         lr_scheduler: over that optimizer, at its first step.
+        words: learned ones.
 
     Raises:
         SetupError: a file is missing or broken, or does not fit the models.
@@ -77,6 +81,9 @@ def restore(
         )
     with _telling(checkpoint, lora.WEIGHTS_NAME):
         lora.load_lora(checkpoint / lora.WEIGHTS_NAME, models)
+    if words is not None:
+        with _telling(checkpoint, WORDS_NAME):
+            _load_words(checkpoint / WORDS_NAME, words)
     with _telling(checkpoint, OPTIMIZER_NAME):
         _load_optimizer(optimizer, _read_numbers(checkpoint / OPTIMIZER_NAME))
     with _telling(checkpoint, SCHEDULE_NAME):
@@ -117,6 +124,13 @@ def _telling(checkpoint: Path, name: str) -> Iterator[None]:
         ) from error
 
 
+def _load_words(file: Path, words: LearnedWords) -> None:
+    found, rows = load_words(file)
+    if {word.token for word in found} != {word.token for word in words.words}:
+        raise ValueError(f"has the words {', '.join(word.name for word in found)}")
+    words.take(found, rows)
+
+
 def _read_numbers(path: Path) -> Any:
     """Read one of accelerate's pickles; code in it is not run."""
     return load(path, map_location="cpu", weights_only=True)
@@ -150,14 +164,20 @@ def _load_random(states: dict[str, Any]) -> None:
 
 
 def keep_in_checkpoints(
-    accelerator: Accelerator, pipeline_class: Any, models: Mapping[str, Any], lr_scheduler: Any
+    accelerator: Accelerator,
+    pipeline_class: Any,
+    models: Mapping[str, Any],
+    lr_scheduler: Any,
+    words: LearnedWords | None = None,
 ) -> None:
-    """Let accelerate's states hold the LoRA in place of the whole model, and the rates' place."""
+    """Let accelerate's states hold the LoRA and learned words, not whole models; and the rates."""
 
     def save(_models: list, weights: list, folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
             lora.save_lora(Path(folder), pipeline_class, models)
+            if words is not None:
+                words.save(Path(folder))
             steps = json.dumps({"steps": lr_scheduler.last_epoch})
             (Path(folder) / SCHEDULE_NAME).write_text(steps, encoding="utf-8")
 
@@ -211,13 +231,15 @@ def save_if_due(
     pipeline_class: Any,
     models: Mapping[str, Any],
     step: int,
+    words: LearnedWords | None = None,
 ) -> None:
     """Write save-<step> and checkpoint-<step> at the steps that the flags name."""
     output_dir = Path(args.output_dir)
     if step % args.save_steps == 0 and accelerator.is_main_process:
         with new_folder(output_dir / f"save-{step}") as folder:
             names = record["settings"]["names"]
-            save_results(folder, args, pipeline_class, models, names, is_end=False)
+            parts = (pipeline_class, models, names)
+            save_results(folder, args, *parts, is_end=False, words=words)
     if step % args.checkpointing_steps == 0:
         save_checkpoint(accelerator, output_dir, step, record, args.checkpoints_total_limit)
 
@@ -229,8 +251,16 @@ def save_results(
     models: Mapping[str, Any],
     names: Mapping[str, str],
     is_end: bool = True,
+    words: LearnedWords | None = None,
 ) -> None:
-    """Write the LoRA's files and the run's arguments into folder; see `write_loras`."""
+    """Write the LoRA's files and the run's arguments into folder; see `write_loras`.
+
+    Args:
+        words: learned ones, which come in our container and in one file each.
+    """
+    if words is not None:
+        words.save(folder)
+        words.save_embeddings(folder)
     write_loras(folder, args, pipeline_class, models, names, is_end)
     arguments = json.dumps(public_arguments(args), indent=2, ensure_ascii=False)
     write_text(folder / ARGUMENTS_NAME, arguments + "\n")
