@@ -84,6 +84,7 @@ from mudi.pictures.shot_args import (
     reward_complaints,
     start_complaints,
 )
+from mudi.words import words_file
 
 PICTURES = "pictures.jsonl"
 SHEET = "sheet.png"
@@ -217,7 +218,8 @@ def read_layouts(
 def origin_of(args: PictureArgs, subjects: Subjects | None) -> dict[str, Any]:
     """Return the flags that a picture follows from, and what the files that they name hold."""
     files = [lora_path(Path(path)) for path in args.lora]
-    digests = [file_digest(path) for path in files if path.is_file()]
+    words = [path for path in map(words_file, files) if path is not None]
+    digests = [file_digest(path) for path in (*files, *words) if path.is_file()]
     photos = subjects.photos if subjects else []
     data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
     names = json.dumps(subjects.names if subjects else {})

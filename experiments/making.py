@@ -17,6 +17,7 @@ from experiments.training import train, training_process
 from mudi.ground.files import write_image
 from mudi.ground.flags import DTYPES, flag
 from mudi.ground.work import Journal
+from mudi.learned_words import detach
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import load_subjects
 from mudi.pictures.loras import load_loras
@@ -178,3 +179,4 @@ def draw(
         write_image(args.output / job.image, picture.image)
         journal.add(job.record)
     pipeline.unload_lora_weights()
+    detach(pipeline)

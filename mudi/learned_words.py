@@ -5,7 +5,7 @@ that at first it means what the noun means. Only these rows train; the encoders'
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from mudi.ground.files import replace_file
-from mudi.words import FILE_NAME, Vocabulary, Word, WordError, header_of, read_words
+from mudi.words import FILE_NAME, Vocabulary, Word, WordError, clash, header_of, read_words
 
 EMBEDDINGS = "embeddings"  # folder of the one-word files
 # What files call each encoder -> the pipeline's tokenizer and encoder
@@ -27,6 +27,7 @@ _OLD_END = 2  # the end's id in CLIP's early configurations; see `_read_at_the_e
 _ATTACHED = "_before_learned_words"
 
 Rows = Mapping[str, Tensor]  # encoder -> a word's rows (n, D) in float32
+Joined = tuple[Sequence[Word], Sequence[Rows]]  # words, and the rows of each
 
 
 class LearnedWords(nn.Module):
@@ -263,7 +264,7 @@ def save_words(file: Path, words: Sequence[Word], rows: Sequence[Rows]) -> Path:
     return replace_file(file, lambda path: save_file(state, path, metadata=header_of(words)))
 
 
-def load_words(file: Path) -> tuple[tuple[Word, ...], list[dict[str, Tensor]]]:
+def load_words(file: Path) -> Joined:
     """Return the words of a file with their rows (n, D) in float32.
 
     Raises:
@@ -275,4 +276,23 @@ def load_words(file: Path) -> tuple[tuple[Word, ...], list[dict[str, Tensor]]]:
         rows = [{name: state[f"{word.token}.{name}"] for name in ENCODERS} for word in words]
     except (OSError, SafetensorError, KeyError) as error:
         raise WordError(f"{file}: not a file of learned words ({error!r})") from error
+    return words, rows
+
+
+def join_words(files: Iterable[Path]) -> Joined:
+    """Return the words of several files with their rows; a file that comes twice counts once.
+
+    Raises:
+        WordError: two can't be told apart, or a file is broken.
+    """
+    words: list[Word] = []
+    rows: list[Rows] = []
+    owned: list[tuple[Word, str]] = []
+    for file in dict.fromkeys(path.resolve() for path in files):
+        found, values = load_words(file)
+        words += found
+        rows += values
+        owned += [(word, str(file)) for word in found]
+    if problem := clash(owned):
+        raise WordError(problem)
     return words, rows

@@ -4,7 +4,8 @@
 
 The ranks add up. A training script refits the result with --resume_lora. Given one LoRA, it brings
 that into diffusers' names and, beside it, into those of all other programs; given a DoRA and its
-base model, into a plain LoRA that comes near.
+base model, into a plain LoRA that comes near. Words that were learned with them keep what they
+mean, whatever the weights, in a file beside the result.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from mudi import dora
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.flags import BooleanFlag, Parser
 from mudi.ground.lora_outline import LoraFileError, LoraOutline, file_header, outline
+from mudi.learned_words import Joined, join_words, save_words
 from mudi.lora_files import TRIGGERS_KEY, About, read_lora, write_diffusers, write_kohya
+from mudi.words import FILE_NAME, WordError, words_file
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 BASE_FLAG = "--pretrained_model_name_or_path"
@@ -102,6 +105,19 @@ def read_outlines(
     return found
 
 
+def read_words(outlines: Sequence[LoraOutline], problems: list[str]) -> Joined | None:
+    """Return the words that were learned with LoRAs, and their rows; None: there are none.
+
+    Those that can't be told apart are added to problems.
+    """
+    files = [file for one in outlines if (file := words_file(one.file)) is not None]
+    try:
+        return join_words(files) if files else None
+    except WordError as error:
+        problems.append(str(error))
+        return None
+
+
 def read_plain(
     told: LoraOutline, base: str | None, variant: str | None, rank: int, max_error: float
 ) -> dict[str, dict[str, Tensor]]:
@@ -170,6 +186,7 @@ def main(args: argparse.Namespace) -> None:
         problems.append(f"--dora_rank {args.dora_rank}: must be 1 or more")
     base = args.pretrained_model_name_or_path
     outlines = read_outlines(args.loras, problems, base)
+    words = read_words(outlines, problems)
     refuse(problems)
 
     try:
@@ -178,6 +195,11 @@ def main(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise SetupError(str(error)) from error
     rank = write(merged, outlines, args)
+    words_path = args.output.with_name(f"{args.output.stem}_{FILE_NAME}")
+    if words:
+        save_words(words_path, *words)
+    else:
+        words_path.unlink(missing_ok=True)  # what was merged before would be taken for this
     print(f"{args.output}: rank {rank}; refit it with --resume_lora {args.output} --rank {rank}")
 
 

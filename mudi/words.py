@@ -119,7 +119,8 @@ def words_file(lora: Path) -> Path | None:
     if lora.is_dir():
         found = [lora / FILE_NAME]
     else:
-        found = [lora.with_name(f"{lora.stem}_{FILE_NAME}"), lora.with_name(FILE_NAME)]
+        stem = lora.stem.removesuffix("_kohya")  # the same LoRA in other names
+        found = [lora.with_name(f"{stem}_{FILE_NAME}"), lora.with_name(FILE_NAME)]
     return next((path for path in found if path.is_file()), None)
 
 

@@ -1,17 +1,27 @@
 """Learned words: names in texts, tokens, start values, norms, files; on the tiny SDXL."""
 
 import copy
+import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionXLPipeline
 from helpers import NAMES
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import Parameter
+from training import reset_accelerate
 
-from mudi import learned_words, lora
+import inference
+from mudi import denoising, learned_words, lora, merge_lora
+from mudi.backbones import sdxl
 from mudi.learned_words import LearnedWords, attach, detach, fresh_words, load_words
-from mudi.words import Vocabulary, Word, WordError, words_file, words_of
+from mudi.pictures.words import attach_words
+from mudi.training.optimizers import prepare_training
+from mudi.words import FILE_NAME, Vocabulary, Word, WordError, words_file, words_of
 
 PAIR = words_of([NAMES["a"], NAMES["b"]])
 BITWISE = {"rtol": 0, "atol": 0}
@@ -202,3 +212,203 @@ def test_what_is_not_sdxl_s_or_of_another_size_is_refused(pipeline):
     attach(pipeline, fresh_words(pipeline, PAIR))
     with pytest.raises(WordError, match="already"):
         attach(pipeline, fresh_words(pipeline, PAIR))
+
+
+def loaded(backbone, folder, names, prompts, *more):
+    """The arguments and models of a run with learned words, as the script loads them."""
+    reset_accelerate()
+    args = backbone.script.parse_args(backbone.flags(folder, "--learn_words", *more))
+    torch.manual_seed(0)
+    models = backbone.script.load_models(args, Accelerator(cpu=True), prompts, names)
+    return args, models
+
+
+def a_task(schedule, prompts):
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(len(prompts), 4, 8, 8, generator=generator)
+    sizes = torch.tensor([[64, 64, 0, 0]] * len(prompts))
+    conditions = sdxl.size_conditions(sizes, 64, real_sizes=False)
+    weight = torch.ones(len(prompts), 1, 8, 8)
+    return denoising.make_task(schedule, latents, weight, prompts, conditions, generator)
+
+
+@pytest.mark.parametrize("more", ["", "--use_dora", "--train_text_encoder --use_dora"])
+@pytest.mark.parametrize(
+    ("names", "counts"), [(["olis dog"], [1]), (["hta black dog", "olis dog"], [2, 1])]
+)
+def test_dco_of_a_fresh_run_is_log_two_and_its_reference_stays_the_base(
+    sdxl_backbone, tmp_path, more, names, counts
+):
+    prompts = [f"a {name} and a dog" for name in names]
+    args, models = loaded(sdxl_backbone, tmp_path, names, prompts, more)
+    assert models.words.counts == {"clip_l": counts, "clip_g": counts}
+    task, denoiser = a_task(models.schedule, prompts), models.denoiser.train()
+    networks = (denoiser, denoiser)
+    loss = denoising.training_loss(*networks, task, len(prompts), args.dco_beta, 1.0)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-4 if "dora" in more else 1e-7)
+    loss.backward()
+    for values in models.words.rows.values():
+        assert (values.grad.abs().sum(dim=1) > 0).all()
+
+    def reference():
+        with torch.no_grad(), lora.adapters_off(denoiser):
+            return denoising.denoising_errors(denoiser, task)
+
+    before = reference()
+    moved(models.words)
+    assert torch.equal(reference(), before)
+    with torch.no_grad():
+        assert not torch.allclose(denoising.denoising_errors(denoiser, task), before, rtol=1e-4)
+
+
+def test_a_step_moves_the_new_rows_alone_and_keeps_their_norms(sdxl_backbone, tmp_path):
+    names, prompts = NAMES.values(), ["a olis robot", "a pll corgi", "a robot"]
+    args, models = loaded(sdxl_backbone, tmp_path, names, prompts, "--word_learning_rate 0.01")
+    encoders = models.denoiser.text_encoders
+    frozen = {key: value.clone() for key, value in encoders.state_dict().items()}
+    starts = {name: values.detach().clone() for name, values in models.words.rows.items()}
+    plan = SimpleNamespace(num_steps=1, resume=None)
+    accelerator = Accelerator(cpu=True)
+    training = prepare_training(accelerator, args, plan, StableDiffusionXLPipeline, models)
+    rates = [group["lr"] for group in training.optimizer.param_groups]
+    assert rates == [1e-3, 0.01]
+    task = a_task(models.schedule, prompts)
+    loss = denoising.training_loss(training.denoiser, training.base, task, 3, 10.0, 1.0)
+    accelerator.backward(loss)
+    training.optimizer.step()
+    torch.testing.assert_close(dict(encoders.state_dict()), frozen, **BITWISE)
+    for name, values in models.words.rows.items():
+        counts = models.words.counts[name]
+        still = [torch.equal(*both) for both in zip(
+            values.split(counts), starts[name].split(counts), strict=True)]  # fmt: skip
+        assert still == [False, True, False]  # no prompt has the teddy bear
+        torch.testing.assert_close(values.norm(dim=1), starts[name].norm(dim=1))
+
+
+RESUMABLE = [
+    "--dataloader_num_workers 2 --segmix_start_step 2 --gradient_accumulation_steps 2",
+    "--with_prior_preservation --class_data_dir {prior} --dco_beta 10 --train_text_encoder",
+    "--use_dora --lr_scheduler cosine --mixed_precision bf16 --gradient_checkpointing",
+]
+
+
+@pytest.mark.parametrize("more", RESUMABLE)
+def test_two_and_two_resumed_steps_equal_four_straight_ones(
+    sdxl_backbone, tmp_path, prior_folder, more
+):
+    words = "--learn_words --word_learning_rate 0.01 --max_train_steps 4 --checkpointing_steps 2"
+    more = more.format(prior=prior_folder)
+    straight = sdxl_backbone.train(tmp_path / "straight", words, more)
+    (tmp_path / "resumed").mkdir()
+    (straight / "checkpoint-2").rename(tmp_path / "resumed/checkpoint-2")
+    resumed = sdxl_backbone.train(
+        tmp_path / "resumed", words, more, "--resume_from_checkpoint latest"
+    )
+    for name in (lora.WEIGHTS_NAME, FILE_NAME, "embeddings/olis_robot.safetensors"):
+        files = [load_file(folder / name) for folder in (straight, resumed)]
+        torch.testing.assert_close(*files, **BITWISE)
+    early = load_file(tmp_path / "resumed/checkpoint-2" / FILE_NAME)
+    assert not torch.equal(early["olis_robot.clip_l"], files[0]["clip_l"])
+
+
+def test_a_run_leaves_its_words_and_says_what_they_cost_and_how_to_prompt(
+    sdxl_backbone, tmp_path, caplog
+):
+    out = sdxl_backbone.train(
+        tmp_path / "out", "--learn_words --max_train_steps 2 --save_steps 1",
+        "--num_validation_images 1 --num_validation_inference_steps 1 --word_learning_rate 0.01",
+        "--validation_prompt=olis_robot",
+    )  # fmt: skip
+    told = "GB), and 13 of 14 prompts are encoded whenever they come"
+    assert any(told in text for text in caplog.messages), caplog.messages
+    tokens = {"olis_robot.safetensors", "hta_teddy_bear.safetensors"}
+    for folder in (out, out / "save-1"):
+        assert {p.name for p in (folder / learned_words.EMBEDDINGS).iterdir()} == tokens
+    one, two = (load_words(words_file(folder))[1] for folder in (out / "save-1", out))
+    assert not torch.equal(one[0]["clip_l"], two[0]["clip_l"])
+    card = (out / "README.md").read_text()
+    assert "- olis robot: `olis_robot`" in card and "eos_token_id" in card
+    assert 'image = pipeline("olis_robot")' in card
+
+    again = sdxl_backbone.flags(tmp_path / "again", f"--resume_lora={out} --max_train_steps 1")
+    with pytest.raises(SystemExit, match=r"are learned words; pass --learn_words"):
+        sdxl_backbone.run(again)
+    sdxl_backbone.run([*again, "--learn_words", "--word_learning_rate=1e-30"])
+    three = load_words(words_file(tmp_path / "again"))[1]
+    torch.testing.assert_close(three, two)
+
+
+def test_flux_and_names_of_one_word_are_refused_with_the_reason(
+    sdxl_backbone, flux_backbone, folder
+):
+    with pytest.raises(SystemExit, match="--learn_words: not with FLUX: it reads prompts by T5"):
+        flux_backbone.train(folder.path / "out", "--learn_words", data=folder.path)
+    folder.lines[0]["id"]["a"] = "robot"
+    folder.save()
+    with pytest.raises(SystemExit, match='--learn_words: the name "robot" is one word'):
+        sdxl_backbone.train(folder.path / "out", "--learn_words", data=folder.path)
+
+
+# Pictures
+
+
+def saved(folder, pipeline, name, seed):
+    """A run's folder with one learned word."""
+    folder.mkdir()
+    moved(fresh_words(pipeline, words_of([name])), seed).save(folder)
+    return folder
+
+
+def test_words_of_several_loras_are_joined_and_a_clash_says_which(pipeline, tmp_path, caplog):
+    one = saved(tmp_path / "one", pipeline, "olis robot", 1)
+    other = saved(tmp_path / "other", pipeline, "hta teddy bear", 2)
+    clashing = saved(tmp_path / "again", pipeline, "Olis Robot", 3)
+    prompts = ["a olis robot", "a hta teddy bear"]
+    plain = encoded(pipeline, *prompts)[0]
+    alone = []
+    for folder in (one, other):
+        attach_words(pipeline, [str(folder)])
+        alone.append(encoded(pipeline, *prompts)[0])
+    attach_words(pipeline, [str(one), str(other), str(one / lora.WEIGHTS_NAME)])
+    both = encoded(pipeline, *prompts)[0]
+    assert torch.equal(both, torch.stack([alone[0][0], alone[1][1]]))
+    assert torch.equal(alone[0][1], plain[1]) and not torch.equal(both[1], plain[1])
+    with pytest.raises(WordError, match=r'olis_robot stands for both "olis robot".*one/.*again/'):
+        attach_words(pipeline, [str(one), str(clashing)])
+    attach_words(pipeline, [])
+    assert torch.equal(encoded(pipeline, *prompts)[0], plain)
+
+
+def test_inference_and_validation_read_the_words_unasked_and_a_merge_keeps_them(
+    sdxl_backbone, tmp_path
+):
+    """The picture of validation, of inference.py, and of the run's own words are the same."""
+    shown = "--num_validation_images 1 --num_validation_inference_steps 2 --resolution 64"
+    runs = [
+        sdxl_backbone.train(
+            tmp_path / name, "--learn_words --word_learning_rate 0.3 --max_train_steps 1", shown,
+            "--validation_prompt=hta_teddy_bear", f"--seed={seed}",
+        )
+        for name, seed in (("one", 7), ("two", 8))
+    ]  # fmt: skip
+    base = f"--pretrained_model_name_or_path={sdxl_backbone.base}"
+
+    def picture(lora_path, name):
+        out = tmp_path / name
+        words = [base, f"--lora={lora_path}", f"--output_dir={out}", "--prompt=hta teddy bear",
+                 "--steps=2", "--resolution=64", "--seed=7", "--num_images=1"]  # fmt: skip
+        inference.main(inference.parse_args(words))
+        return np.asarray(Image.open(out / "000_000.png")).astype(int)
+
+    ours = picture(runs[0], "ours")
+    validated = np.asarray(Image.open(runs[0] / "validation/validation-000001-0.png")).astype(int)
+    assert abs(ours - validated).max() <= 1
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((runs[0] / lora.WEIGHTS_NAME).read_bytes())
+    assert abs(picture(bare, "without") - ours).max() > 1
+    merged = tmp_path / "merged.safetensors"
+    merge_lora.main(merge_lora.parse_args([str(runs[0]), f"--output={merged}"]))
+    assert words_file(merged).name == f"merged_{FILE_NAME}"
+    assert abs(picture(merged, "merged") - ours).max() <= 1
+    with pytest.raises(SystemExit, match=r"olis_robot stands for both"):
+        merge_lora.main(merge_lora.parse_args([*map(str, runs), f"--output={merged}"]))

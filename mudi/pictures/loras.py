@@ -27,6 +27,7 @@ from mudi.ground.lora_outline import (
     outline,
 )
 from mudi.lora_files import States, layers_of, read_lora, split
+from mudi.pictures.words import attach_words
 
 SUFFIX = ".safetensors"
 
@@ -93,11 +94,14 @@ def load_loras(
 ) -> None:
     """Load LoRAs to work together, each with its scale; one of scale 0 is not loaded at all.
 
+    The words that were learned with them come along.
+
     Args:
         paths: files of any naming that is known, folders of training runs or of PEFT, or hub ids.
 
     Raises:
         LoraFileError: one can't be loaded, or not into this pipeline.
+        WordError: their learned words can't be, or can't be told apart.
     """
     backbone = backbone_of(type(pipeline).__name__)
     used = [(path, scale) for path, scale in zip(paths, scales, strict=True) if scale != 0]
@@ -112,6 +116,7 @@ def load_loras(
         pipeline.load_lora_weights(_named(states), adapter_name=name)
     if used:
         pipeline.set_adapters(names, [scale for _, scale in used])
+    attach_words(pipeline, [path for path, _ in used], cache_dir)
 
 
 def _named(states: States) -> dict[str, Tensor]:

@@ -1,0 +1,49 @@
+"""Learned words that stand beside LoRAs, for pipelines that make pictures."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from mudi.learned_words import LearnedWords, attach, detach, join_words
+from mudi.words import FILE_NAME, words_file
+
+logger = logging.getLogger("mudi")
+
+
+def attach_words(pipeline: Any, loras: Sequence[str], cache_dir: str | None = None) -> None:
+    """Let a pipeline read the words that were learned with LoRAs, in place of those that it has.
+
+    Args:
+        loras: files, folders of training runs, or hub ids.
+
+    Raises:
+        WordError: two LoRAs have words that can't be told apart, or some are of another base.
+    """
+    detach(pipeline)
+    files = [file for lora in loras if (file := find_words(lora, cache_dir)) is not None]
+    if files:
+        words, rows = join_words(files)
+        attach(pipeline, LearnedWords(words, rows).requires_grad_(False))
+        names = ", ".join(word.name for word in words)
+        logger.info("learned words: %s (%s)", names, ", ".join(map(str, files)))
+
+
+def find_words(lora: str, cache_dir: str | None = None) -> Path | None:
+    """Return the file of the words that were learned with a LoRA; None: there is none.
+
+    Args:
+        lora: a file, a training run's folder, or a hub id.
+    """
+    if Path(lora).exists() or lora.count("/") != 1:
+        return words_file(Path(lora))
+    try:
+        return Path(hf_hub_download(lora, FILE_NAME, cache_dir=cache_dir))
+    except LocalEntryNotFoundError:
+        logger.warning("%s: no way to ask the hub whether it has learned words", lora)
+        return None
+    except EntryNotFoundError:
+        return None
