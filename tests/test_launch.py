@@ -92,6 +92,7 @@ def test_two_processes_draw_apart_and_end_with_one_lora(backbone, tmp_path):
         tmp_path / "out", "--max_train_steps 2 --gradient_accumulation_steps 2 --dco_beta 0",
         "--checkpointing_steps 1 --train_text_encoder --num_validation_images 1",
         "--validation_prompt x --num_validation_inference_steps 1",
+        "--learn_words --word_learning_rate 0.01" if backbone.denoiser == "unet" else "",
     )  # fmt: skip
     # accelerate's --cpu starts one process; its torchrun branch serves CPUs too
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
