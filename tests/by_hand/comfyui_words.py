@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> None:
         places = [i for i, (token, _) in enumerate(ours) if isinstance(token, torch.Tensor)]
         loaded = torch.stack([ours[i][0] for i in places])
         error = (loaded - torch.cat([own[name] for own in rows])).abs().max().item()
-        same = sum(a == b for i, (a, b) in enumerate(zip(ours, base)) if i not in places)
+        pairs = enumerate(zip(ours, base, strict=True))
+        same = sum(a == b for i, (a, b) in pairs if i not in places)
         print(
             f"{name}: {len(places)} vectors at places {places}, largest error {error:g}; "
             f"{same} of {len(ours) - len(places)} other tokens are those of the noun's prompt"
