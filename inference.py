@@ -84,6 +84,7 @@ from mudi.pictures.shot_args import (
     reward_complaints,
     start_complaints,
 )
+from mudi.pictures.words import word_complaints
 from mudi.words import words_file
 
 PICTURES = "pictures.jsonl"
@@ -125,6 +126,9 @@ def main(args: PictureArgs) -> None:
         for note in told.notes:
             logger.warning(note)
     refuse(problems)
+    scales_given = args.lora_scale or [1.0] * len(args.lora)
+    used = [path for path, scale in zip(args.lora, scales_given, strict=True) if scale != 0]
+    refuse(word_complaints(used, args.cache_dir))
     if has_unit(args.gamma):
         gamma = plain_gamma(args, ids)
 

@@ -19,7 +19,7 @@ import inference
 from mudi import denoising, learned_words, lora, merge_lora
 from mudi.backbones import sdxl
 from mudi.learned_words import LearnedWords, attach, detach, fresh_words, load_words
-from mudi.pictures.words import attach_words
+from mudi.pictures.words import attach_words, find_words
 from mudi.training.optimizers import prepare_training
 from mudi.words import FILE_NAME, Vocabulary, Word, WordError, words_file, words_of
 
@@ -379,8 +379,21 @@ def test_words_of_several_loras_are_joined_and_a_clash_says_which(pipeline, tmp_
     assert torch.equal(encoded(pipeline, *prompts)[0], plain)
 
 
+def test_words_come_from_the_hub_s_cache_too(pipeline, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--somebody--pets"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc")
+    (repository / "snapshots").mkdir()
+    assert find_words("somebody/pets", str(tmp_path)) is None
+    assert "somebody/pets: no way to ask the hub" in caplog.text
+    saved(repository / "snapshots/abc", pipeline, "olis robot", 1)
+    found = find_words("somebody/pets", str(tmp_path))
+    assert load_words(found)[0] == PAIR[:1]
+
+
 def test_inference_and_validation_read_the_words_unasked_and_a_merge_keeps_them(
-    sdxl_backbone, tmp_path
+    sdxl_backbone, tmp_path, monkeypatch
 ):
     """The picture of validation, of inference.py, and of the run's own words are the same."""
     shown = "--num_validation_images 1 --num_validation_inference_steps 2 --resolution 64"
@@ -410,5 +423,9 @@ def test_inference_and_validation_read_the_words_unasked_and_a_merge_keeps_them(
     merge_lora.main(merge_lora.parse_args([str(runs[0]), f"--output={merged}"]))
     assert words_file(merged).name == f"merged_{FILE_NAME}"
     assert abs(picture(merged, "merged") - ours).max() <= 1
+    monkeypatch.setattr(inference, "load_pipeline", lambda *_: pytest.fail("was loaded"))
+    words = [base, "--lora", *map(str, runs), f"--output_dir={tmp_path / 'clash'}", "--prompt=x"]
+    with pytest.raises(SystemExit, match=r"--lora: .* olis_robot stands for both .*one/.*two/"):
+        inference.main(inference.parse_args(words))
     with pytest.raises(SystemExit, match=r"olis_robot stands for both"):
         merge_lora.main(merge_lora.parse_args([*map(str, runs), f"--output={merged}"]))

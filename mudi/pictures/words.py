@@ -8,8 +8,9 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from mudi.ground.flags import looks_local
 from mudi.learned_words import LearnedWords, attach, detach, join_words
-from mudi.words import FILE_NAME, words_file
+from mudi.words import FILE_NAME, WordError, words_file
 
 logger = logging.getLogger("mudi")
 
@@ -24,12 +25,25 @@ def attach_words(pipeline: Any, loras: Sequence[str], cache_dir: str | None = No
         WordError: two LoRAs have words that can't be told apart, or some are of another base.
     """
     detach(pipeline)
-    files = [file for lora in loras if (file := find_words(lora, cache_dir)) is not None]
+    files = _files(loras, cache_dir)
     if files:
         words, rows = join_words(files)
         attach(pipeline, LearnedWords(words, rows).requires_grad_(False))
         names = ", ".join(word.name for word in words)
         logger.info("learned words: %s (%s)", names, ", ".join(map(str, files)))
+
+
+def word_complaints(loras: Sequence[str], cache_dir: str | None = None) -> list[str]:
+    """Complain about words that can't be read, or can't be told apart; see `attach_words`."""
+    try:
+        join_words(_files(loras, cache_dir))
+    except WordError as error:
+        return [f"--lora: {error}"]
+    return []
+
+
+def _files(loras: Sequence[str], cache_dir: str | None) -> list[Path]:
+    return [file for lora in loras if (file := find_words(lora, cache_dir)) is not None]
 
 
 def find_words(lora: str, cache_dir: str | None = None) -> Path | None:
@@ -38,7 +52,7 @@ def find_words(lora: str, cache_dir: str | None = None) -> Path | None:
     Args:
         lora: a file, a training run's folder, or a hub id.
     """
-    if Path(lora).exists() or lora.count("/") != 1:
+    if Path(lora).exists() or looks_local(lora):
         return words_file(Path(lora))
     try:
         return Path(hf_hub_download(lora, FILE_NAME, cache_dir=cache_dir))

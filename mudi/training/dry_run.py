@@ -260,9 +260,10 @@ def _bytes(tensor: Tensor) -> int:
 def table(args: TrainingArgs, backbone: Backbone, need: Need, num_prompts: int) -> str:
     """Return the figures as lines of text."""
     kept = {"none": args.mixed_precision}.get(args.quantize_base, args.quantize_base)
+    adapters = "adapters, words" if args.learn_words else "adapters"
     rows = [
         (f"frozen weights ({'fp32' if kept == 'no' else kept})", need.weights),
-        (f"adapters (rank {args.rank}, fp32)", need.adapters),
+        (f"{adapters} (rank {args.rank}, fp32)", need.adapters),
         ("optimizer's states", need.optimizer),
         ("gradients between passes", need.gradients),
         ("VAE", need.vae),
