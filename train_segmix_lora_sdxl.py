@@ -57,7 +57,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers import StableDiffusionXLPipeline
-from torch import Tensor
 
 from mudi import lora
 from mudi.backbones import quantization, sdxl
@@ -77,6 +76,7 @@ from mudi.learned_words import LearnedWords
 from mudi.losses import latent_weight
 from mudi.training import checks, dry_run, publish, runtime, saving
 from mudi.training.optimizers import Training, prepare_training
+from mudi.training.stats import Pass, StepLog
 from mudi.training.words import make_words, tell_cost
 
 logger = get_logger("mudi")
@@ -172,7 +172,7 @@ def run_pass(
     batch: Batch,
     generator: torch.Generator,
     cache: LatentCache | None,
-) -> Tensor:
+) -> Pass:
     """Turn a batch into a loss, add its gradients; with a step's last pass, step the optimizer."""
     batch = batch.to(accelerator.device)
     with torch.no_grad():
@@ -188,11 +188,12 @@ def run_pass(
         weights = (args.dco_beta or 0.0, args.prior_loss_weight)
         loss = training_loss(*networks, task, batch.num_subjects, *weights)
         accelerator.backward(loss)
+        norm = None
         if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
         training.optimizer.step()
         training.optimizer.zero_grad()
-    return loss.detach()
+    return Pass(loss.detach(), norm)
 
 
 def train(
@@ -206,27 +207,25 @@ def train(
     training = prepare_training(accelerator, args, plan, StableDiffusionXLPipeline, models)
     step = training.first_step
     loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
-    progress = runtime.progress_bar(accelerator, step, plan.num_steps)
+    log = StepLog(accelerator, args, plan, step)
     cache = LatentCache() if args.cache_latents or args.segmix_pool else None
-    losses: list[Tensor] = []
-    unread: list[runtime.StepNumbers] = []
+    passes: list[Pass] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
         generator = runtime.step_generator(accelerator, plan.seed, micro_step)
-        losses.append(run_pass(args, accelerator, models, training, batch, generator, cache))
+        passes.append(run_pass(args, accelerator, models, training, batch, generator, cache))
         if not accelerator.sync_gradients:
             continue
 
         step += 1
-        rate = training.lr_scheduler.get_last_lr()[0]
-        unread.append(runtime.StepNumbers(step, torch.stack(losses).mean(), rate))
-        losses.clear()
-        runtime.report_if_due(accelerator, args, plan, progress, unread)
+        log.add(step, passes, training.lr_scheduler.get_last_lr()[0])
+        passes.clear()
         if not accelerator.optimizer_step_was_skipped:
             training.lr_scheduler.step()
         parts = (StableDiffusionXLPipeline, models.adapted)
-        saving.save_if_due(accelerator, args, plan.record, *parts, step, models.words)
-        runtime.validate_if_due(accelerator, args, plan, models, step)
-    progress.close()
+        with log.paused():
+            saving.save_if_due(accelerator, args, plan.record, *parts, step, models.words)
+            runtime.validate_if_due(accelerator, args, plan, models, step)
+    log.close()
 
 
 @program

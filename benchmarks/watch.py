@@ -24,7 +24,7 @@ from mudi import lora
 from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptTable
 from mudi.latents import LatentCache, encode_images
-from mudi.training import publish, runtime, saving
+from mudi.training import publish, runtime, saving, stats
 from mudi.training.optimizers import Training
 
 DATA, PROMPT, VAE, NOISE = "data", "prompt", "VAE", "noise"
@@ -56,7 +56,7 @@ def step_calls(family: str) -> list[tuple[Any, str, str | Callable[[], str]]]:
         (Accelerator, "clip_grad_norm_", OPTIMIZER),
         (AcceleratedOptimizer, "step", OPTIMIZER),
         (AcceleratedOptimizer, "zero_grad", OPTIMIZER),
-        (runtime, "report_if_due", LOGGING),
+        (stats.StepLog, "add", LOGGING),
         (saving, "save_if_due", LOGGING),
         (runtime, "validate_if_due", LOGGING),
     ]

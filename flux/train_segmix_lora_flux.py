@@ -71,7 +71,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers import FluxPipeline
-from torch import Tensor
 
 from mudi import lora
 from mudi.backbones import flux, quantization
@@ -83,6 +82,7 @@ from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
 from mudi.training import checks, dry_run, publish, runtime, saving
 from mudi.training.optimizers import Training, prepare_training
+from mudi.training.stats import Pass, StepLog
 
 SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
 
@@ -151,7 +151,7 @@ def run_pass(
     batch: Batch,
     generator: torch.Generator,
     cache: LatentCache | None,
-) -> Tensor:
+) -> Pass:
     """Turn a batch into a loss, add its gradients; with a step's last pass, step the optimizer."""
     batch = batch.to(accelerator.device)
     with torch.no_grad():
@@ -165,11 +165,12 @@ def run_pass(
         weights = (args.dco_beta or 0.0, args.prior_loss_weight)
         loss = training_loss(*networks, task, batch.num_subjects, *weights)
         accelerator.backward(loss)
+        norm = None
         if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
         training.optimizer.step()
         training.optimizer.zero_grad()
-    return loss.detach()
+    return Pass(loss.detach(), norm)
 
 
 def train(
@@ -183,26 +184,24 @@ def train(
     training = prepare_training(accelerator, args, plan, FluxPipeline, models)
     step = training.first_step
     loader = make_loader(dataset, plan.draws(step), args.dataloader_num_workers)
-    progress = runtime.progress_bar(accelerator, step, plan.num_steps)
+    log = StepLog(accelerator, args, plan, step)
     cache = LatentCache() if args.cache_latents or args.segmix_pool else None
-    losses: list[Tensor] = []
-    unread: list[runtime.StepNumbers] = []
+    passes: list[Pass] = []
     for micro_step, batch in enumerate(loader, step * args.gradient_accumulation_steps):
         generator = runtime.step_generator(accelerator, plan.seed, micro_step)
-        losses.append(run_pass(args, accelerator, models, training, batch, generator, cache))
+        passes.append(run_pass(args, accelerator, models, training, batch, generator, cache))
         if not accelerator.sync_gradients:
             continue
 
         step += 1
-        rate = training.lr_scheduler.get_last_lr()[0]
-        unread.append(runtime.StepNumbers(step, torch.stack(losses).mean(), rate))
-        losses.clear()
-        runtime.report_if_due(accelerator, args, plan, progress, unread)
+        log.add(step, passes, training.lr_scheduler.get_last_lr()[0])
+        passes.clear()
         if not accelerator.optimizer_step_was_skipped:
             training.lr_scheduler.step()
-        saving.save_if_due(accelerator, args, plan.record, FluxPipeline, models.adapted, step)
-        runtime.validate_if_due(accelerator, args, plan, models, step)
-    progress.close()
+        with log.paused():
+            saving.save_if_due(accelerator, args, plan.record, FluxPipeline, models.adapted, step)
+            runtime.validate_if_due(accelerator, args, plan, models, step)
+    log.close()
 
 
 @program

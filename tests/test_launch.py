@@ -18,6 +18,7 @@ from training import EXAMPLE, lora_of
 from mudi.ground.files import REPLACED, TEMPORARY
 from mudi.lora import KOHYA_WEIGHTS_NAME, WEIGHTS_NAME
 from mudi.training.checkpoints import checkpoints, damage
+from mudi.training.stats import STATS_NAME
 
 MANY_KILLS = 8
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
@@ -160,6 +161,14 @@ def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
     for name, value in lora_of(calm).items():
         assert value.equal(lora_of(killed)[name])
     assert not [p for p in killed.rglob("*") if p.name.startswith((TEMPORARY, REPLACED))]
+    told = [[(line["step"], line["loss"]) for line in stats_of(out)] for out in (calm, killed)]
+    assert [step for step, _ in told[0]] == list(range(1, 41))
+    assert told[0] == told[1]
+
+
+def stats_of(out: Path) -> list[dict]:
+    path = out / STATS_NAME
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def last_step(out: Path) -> int:
@@ -181,5 +190,6 @@ def check_complete(out: Path) -> None:
                 "optimizer.bin", "schedule.json", "state.json", "random_states_0.pkl",
             }  # fmt: skip
             assert damage(folder) is None
+    assert len(stats_of(out)) >= last_step(out)
     for kohya in out.glob(f"save-*/{KOHYA_WEIGHTS_NAME}"):
         assert kohya.stat().st_size > 1000

@@ -16,7 +16,7 @@ from training import lora_of
 from mudi import latents
 from mudi.denoising import PromptTable
 from mudi.latents import LatentCache, encode_images
-from mudi.training import runtime
+from mudi.training import runtime, stats
 from mudi.training.optimizers import make_optimizer
 
 BITWISE = {"rtol": 0, "atol": 0}
@@ -36,7 +36,7 @@ def trained(backbone, tmp_path_factory) -> Callable[[str], tuple[dict, list[floa
         if more not in runs:
             told: list[float] = []
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(runtime, "report", lambda *_, loss, lr: told.append(loss))
+                patch.setattr(stats, "report", lambda *_, loss, **_more: told.append(loss))
                 out = backbone.train(tmp_path_factory.mktemp("lever"), THREE_STEPS, more)
             runs[more] = lora_of(out), told
         return runs[more]
@@ -84,12 +84,12 @@ def test_the_fused_adam_of_a_cpu_steps_as_the_plain_one(backbone):
 def test_losses_are_read_together_and_each_is_told(backbone, tmp_path, monkeypatch):
     """At every third step, before a file is written (step 4) and at the end (7)."""
     read, told = [], []
-    mean_loss = runtime.mean_loss
+    numbers_of = stats.read_numbers
     monkeypatch.setattr(
-        runtime, "mean_loss", lambda a, losses: read.append(len(losses)) or mean_loss(a, losses)
+        stats, "read_numbers", lambda a, values: read.append(len(values)) or numbers_of(a, values)
     )
     monkeypatch.setattr(
-        runtime, "report", lambda _a, _bar, step, **numbers: told.append((step, numbers["lr"]))
+        stats, "report", lambda _a, _bar, step, **numbers: told.append((step, numbers["lr"]))
     )
     backbone.train(
         tmp_path, "--max_train_steps 7 --logging_steps 3 --save_steps 4 --dco_beta 0",
@@ -102,7 +102,7 @@ def test_losses_are_read_together_and_each_is_told(backbone, tmp_path, monkeypat
 
 def test_a_broken_loss_between_two_readings_is_found_with_its_step(backbone, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(runtime, "report", lambda _a, _bar, step, **_: told.append(step))
+    monkeypatch.setattr(stats, "report", lambda _a, _bar, step, **_: told.append(step))
     more = "--learning_rate 1e36 --max_train_steps 9 --logging_steps 4 --checkpointing_steps 8"
     with pytest.raises(SystemExit, match=r"step 2 is (nan|inf).*start again"):
         backbone.train(tmp_path, more)
@@ -140,7 +140,7 @@ def test_nothing_in_the_loop_waits_for_a_number(backbone, tmp_path, monkeypatch,
         waits.__exit__(None, None, None)
 
     monkeypatch.setattr(runtime, "step_generator", first_of_a_step)
-    monkeypatch.setattr(runtime, "mean_loss", lambda _a, losses: [math.log(2)] * len(losses))
+    monkeypatch.setattr(stats, "read_numbers", lambda _a, values: [[math.log(2), 1.0]])
     monkeypatch.setattr(runtime, "validate_if_due", last)
     backbone.train(tmp_path, "--max_train_steps 1 --gradient_accumulation_steps 2 --dco_beta 9",
                    "--segmix_prob 1", more)  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 from helpers import NAMES, DataFolder
 
-from mudi.training import runtime
+from mudi.training import stats
 from mudi.training.optimizers import make_optimizer, trainable
 
 PAIR = {"a": NAMES["a"], "b": NAMES["b"]}
@@ -13,13 +13,13 @@ PAIR = {"a": NAMES["a"], "b": NAMES["b"]}
 def told(monkeypatch) -> dict[int, float]:
     """The rates that a run reports, by step."""
     rates: dict[int, float] = {}
-    report = runtime.report
+    report = stats.report
 
     def note(accelerator, progress, step, **scalars):
         rates[step] = scalars["lr"]
         report(accelerator, progress, step, **scalars)
 
-    monkeypatch.setattr(runtime, "report", note)
+    monkeypatch.setattr(stats, "report", note)
     return rates
 
 

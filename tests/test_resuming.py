@@ -12,7 +12,7 @@ from training import lora_of, reset_accelerate
 
 from mudi import denoising, lora
 from mudi.ground.errors import SetupError
-from mudi.training import runtime, saving
+from mudi.training import saving, stats
 from mudi.training.checkpoints import (
     DIGESTS_NAME,
     STATE_NAME,
@@ -78,13 +78,13 @@ def test_new_rates_hold_from_the_first_resumed_step_and_are_what_is_recorded(
     """A rate that moves nothing leaves the checkpoint's weights; the schedule goes on in it."""
     shutil.copytree(run_once / "checkpoint-2", tmp_path / "checkpoint-2")
     told = {}
-    report = runtime.report
+    report = stats.report
 
     def note(accelerator, progress, step, **scalars):
         told[step] = scalars["lr"]
         report(accelerator, progress, step, **scalars)
 
-    monkeypatch.setattr(runtime, "report", note)
+    monkeypatch.setattr(stats, "report", note)
     rates = "--learning_rate 1e-30 --lr_scheduler linear --adam_beta1 0.5 --adam_weight_decay 0"
     backbone.train(
         tmp_path, "--max_train_steps 4 --checkpointing_steps 2 --dco_beta 1000", rates,

@@ -33,6 +33,7 @@ def test_a_run_leaves_everything_that_it_promises(run_once):
     assert names == {
         "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors",
         "run_arguments.json", "README.md", "collages-000000-0.png", "validation", "logs",
+        "stats.jsonl",
         "save-2", "save-4", "checkpoint-2", "checkpoint-4",
     }  # fmt: skip
     assert {p.name for p in (run_once / "save-2").iterdir()} == {
@@ -202,7 +203,7 @@ def test_tensorboard_gets_scalars_and_pictures(backbone, run_once):
 
     events = EventAccumulator(str(next((run_once / "logs").glob("mudi-*"))))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "lr"}
+    assert set(events.Tags()["scalars"]) == {"loss", "lr", "grad_norm", "seconds"}
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
     assert events.Scalars("loss")[0].value == pytest.approx(math.log(2), abs=1e-3)
     assert set(events.Tags()["images"]) == {"collages", "validation"}

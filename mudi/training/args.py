@@ -291,8 +291,8 @@ class Output:
     report_to: str = flag("tensorboard", "tensorboard, wandb, all, none, or a,b", on_resume=FREE)
     logging_steps: int = flag(
         10,
-        "optimizer steps between readings of the loss, for which the GPU is waited for; each "
-        "step's loss is logged all the same",
+        "optimizer steps between readings of loss and gradient norm, for which the GPU is waited "
+        "for; each step's are logged all the same",
         at_least=1,
         on_resume=FREE,
     )

@@ -26,6 +26,7 @@ from mudi.latents import decode_latents, encode_images
 from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training, prepare_training
 from mudi.training.runtime import Plan, Run, step_generator
+from mudi.training.stats import Pass
 
 GB = 10**9  # as cards are sold; none has less than its name says
 CARDS = (6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)
@@ -46,7 +47,7 @@ CONFIG_FILES = ["*.json", "*.txt", "*.model"]
 logger = logging.getLogger("mudi")
 
 LoadModels = Callable[[Any, Accelerator, list[str]], Models]
-RunPass = Callable[..., Tensor]
+RunPass = Callable[..., Pass]
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from mudi.metadata import Subjects
 from mudi.training.args import TrainingArgs
 from mudi.training.planning import VALIDATION
 from mudi.training.saving import save_results
+from mudi.training.stats import STATS_NAME
 from mudi.words import Vocabulary, words_of
 
 logger = get_logger("mudi")
 
 # What a run needs to be continued or watched, and nobody who uses the result.
-NOT_UPLOADED = ["checkpoint-*/**", "wandb/**", ".*"]
+NOT_UPLOADED = ["checkpoint-*/**", "wandb/**", STATS_NAME, ".*"]
 
 
 WORDS_NOTE = """

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from accelerate.utils import (
 )
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from mudi.backbones import quantization
@@ -33,7 +30,6 @@ from mudi.ground.files import write_image
 from mudi.ground.locks import hold
 from mudi.segmix import SegMixStyle
 from mudi.training.args import CACHED_CROPS, TrainingArgs, resolve_mixed_precision, trackers
-from mudi.training.checkpoints import checkpoints
 from mudi.training.checks import Data, load_data
 from mudi.training.planning import VALIDATION, Plan, plan_run
 from mudi.training.publish import check_login
@@ -42,10 +38,6 @@ from mudi.training.saving import public_arguments
 COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
 logger = get_logger("mudi")
-
-
-class NonFiniteLossError(SetupError):
-    """The loss became infinite or not a number."""
 
 
 @dataclass(frozen=True)
@@ -265,66 +257,6 @@ def step_generator(accelerator: Accelerator, seed: int, micro_step: int) -> torc
     return torch.Generator(accelerator.device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def progress_bar(accelerator: Accelerator, step: int, num_steps: int) -> tqdm:
-    """Return the main process's bar over optimizer steps."""
-    hidden = not accelerator.is_local_main_process
-    return tqdm(total=num_steps, initial=step, desc="steps", disable=hidden, dynamic_ncols=True)
-
-
-@dataclass(frozen=True)
-class StepNumbers:
-    """What is told of an optimizer step; loss is a scalar on the device, over all passes."""
-
-    step: int
-    loss: Tensor
-    lr: float
-
-
-def report_if_due(
-    accelerator: Accelerator,
-    args: TrainingArgs,
-    plan: Plan,
-    progress: tqdm,
-    unread: list[StepNumbers],
-) -> None:
-    """Tell the numbers of the steps since the last time, and forget them.
-
-    To read a loss is to wait until the device is idle, so it is done every --logging_steps, and
-    before anything is saved or shown.
-
-    Raises:
-        NonFiniteLossError: a loss is infinite or not a number. All processes raise.
-    """
-    progress.update()
-    if not _reads_losses(args, plan, unread[-1].step):
-        return
-    losses = mean_loss(accelerator, [numbers.loss for numbers in unread])
-    for numbers, loss in zip(unread, losses, strict=True):
-        if not math.isfinite(loss):
-            raise _broken(numbers.step, loss, plan.output_dir)
-        report(accelerator, progress, numbers.step, loss=loss, lr=numbers.lr)
-    unread.clear()
-
-
-def _reads_losses(args: TrainingArgs, plan: Plan, step: int) -> bool:
-    periods = (args.logging_steps, args.save_steps, args.checkpointing_steps)
-    return plan.validates(step) or any(step % period == 0 for period in periods)
-
-
-def mean_loss(accelerator: Accelerator, losses: list[Tensor]) -> list[float]:
-    """Average each of the scalar losses over all processes; waits for the device."""
-    return accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
-
-
-def _broken(step: int, loss: float, output_dir: Path) -> NonFiniteLossError:
-    kept = checkpoints(output_dir)
-    advice = f"continue from {kept[-1]}" if kept else "start again"
-    return NonFiniteLossError(
-        f"the loss of step {step} is {loss}; nothing since was saved. Lower the learning "
-        f"rate or use another --mixed_precision, then {advice}."
-    )
-
-
 def log_images(
     accelerator: Accelerator, folder: Path, name: str, images: list[Image.Image], step: int
 ) -> None:
@@ -348,12 +280,6 @@ def log_collages(
     if args.segmix_prob > 0 and accelerator.is_main_process:
         sheet = collage_sheet(dataset, COLLAGES_SHOWN, seed)
         log_images(accelerator, Path(args.output_dir), "collages", [sheet], 0)
-
-
-def report(accelerator: Accelerator, progress: tqdm, step: int, **scalars: float) -> None:
-    """Show an optimizer step's numbers in the progress bar and hand them to the trackers."""
-    progress.set_postfix({key: f"{value:.3g}" for key, value in scalars.items()})
-    accelerator.log(scalars, step=step)
 
 
 def validate_if_due(
