@@ -1,11 +1,8 @@
-"""--dry_run: what is counted without data is what a real run takes; verdicts; fake CUDA tensors."""
+"""--dry_run: what is counted without data is what a real run takes; verdicts."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +11,9 @@ from torch import nn
 from training import Backbone, reset_accelerate, sdxl_on
 
 from mudi.backbones import quantization
-from mudi.backbones.parts import shapes_only
 from mudi.backbones.table import backbone_of
 from mudi.data import make_loader
 from mudi.ground.memory import StorageMeter, cuda_autocast, fake_tensors
-from mudi.latents import LatentCache
 from mudi.learned_words import fresh_words
 from mudi.training import dry_run, runtime
 from mudi.words import words_of
@@ -114,65 +109,3 @@ def test_few_bits_take_what_the_formula_says_and_a_product_unpacks(kind: str, bi
         assert x.grad is not None and x.grad.shape == (2, 256)
         assert meter.peak - meter.now >= 512 * 256 * 4
         assert before > 0
-
-
-@contextmanager
-def autocast_for_absent_cuda(dtype: torch.dtype, enabled: bool) -> Iterator[None]:
-    """`torch.autocast` switches itself off where there is no GPU."""
-    torch.set_autocast_dtype("cuda", dtype)
-    torch.set_autocast_enabled("cuda", enabled)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", False)
-        torch.autocast_decrement_nesting()
-        torch.clear_autocast_cache()
-
-
-class CudaGenerator(torch.Generator):
-    """A CPU's generator that says it is CUDA's."""
-
-    device = torch.device("cuda")
-
-
-class ForwardOnly:
-    """What a pass asks of accelerate, on a device that is not there and has no backward pass."""
-
-    device = torch.device("cuda")
-    sync_gradients = False
-
-    def accumulate(self, model: nn.Module) -> nullcontext:
-        return nullcontext()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        assert loss.device.type == "cuda"
-        assert loss.dtype == torch.float32
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("flags", ["--dco_beta 100", "--train_text_encoder", "--quantize_base nf4"])
-def test_a_pass_runs_forward_with_fake_cuda_tensors(
-    backbone: Backbone, precision: str, flags: str, tmp_path: Path
-) -> None:
-    """A tensor that stays behind on the CPU, or has a wrong precision, raises here."""
-    script, kind = backbone.script, backbone_of(backbone.pipeline_class.__name__)
-    words = f"--dry_run --mixed_precision {precision} {flags} --segmix_prob 1"
-    args = script.parse_args(backbone.flags(tmp_path, words))
-    reset_accelerate()
-    run = runtime.set_up(args, script.check_args(args), kind)
-    batch = next(iter(make_loader(run.dataset, run.plan.draws(0), 0)))
-    accelerator = SimpleNamespace(mixed_precision=precision, device=torch.device("cuda"))
-    optimizer = SimpleNamespace(step=lambda: None, zero_grad=lambda: None)
-    with shapes_only(), fake_tensors():
-        models = script.load_models(args, accelerator, run.dataset.prompts())
-        training = SimpleNamespace(
-            denoiser=models.denoiser, base=models.denoiser, optimizer=optimizer
-        )
-        dtype = runtime.weight_dtype(accelerator)
-        cache = LatentCache()
-        for _ in range(2):  # the second takes its latents from the cache
-            with autocast_for_absent_cuda(dtype, precision != "no"):
-                script.run_pass(
-                    args, ForwardOnly(), models, training, batch, CudaGenerator(), cache
-                )
