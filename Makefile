@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-gpu check clean
 
 demo: .venv/installed
 	$(BIN)/python -m mini.demo
 
 test: check
 	$(BIN)/python -m pytest
+
+test-gpu: .venv/installed-dev  # what a machine without a GPU skips
+	$(BIN)/python -m pytest -m gpu -rs
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -8,6 +8,8 @@ from endpoint import Endpoint
 from helpers import CLASSES, NAMES, DataFolder
 from hypothesis import settings
 
+WITHOUT_GPU = pytest.StashKey[int]()  # how many tests were skipped for want of one
+
 # Two cores shared by other work: an example's time says nothing about the code
 settings.register_profile("mudi", deadline=None, derandomize=True)
 settings.load_profile("mudi")
@@ -20,9 +22,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("gpu") and config.option.markexpr != "gpu":
-            item.add_marker(pytest.mark.skip(reason="wants a GPU: run pytest -m gpu"))
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked or (why := _no_gpu(config)) is None:
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=why))
+    config.stash[WITHOUT_GPU] = len(marked)
+
+
+def _no_gpu(config: pytest.Config) -> str | None:
+    """Say why tests for a GPU can't run, or return None."""
+    if config.option.markexpr != "gpu":
+        return "wants a GPU: run make test-gpu"
+    import torch  # the pure tests need none
+
+    return None if torch.cuda.is_available() else "wants a GPU, and there is none"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if count := config.stash.get(WITHOUT_GPU, 0):
+        terminalreporter.write_line(f"not run for want of a GPU: {count} tests (make test-gpu)")
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ def test_two_processes_draw_apart_and_end_with_one_lora(backbone, tmp_path):
     subprocess.run([*launch, *worker, str(tmp_path), *words], env=environment, check=True)
 
     told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank["backend"] for rank in told] == ["gloo", "gloo"]
     assert told[0]["lora"] == told[1]["lora"]
     assert [len(rank["noise"]) for rank in told] == [4, 4]
     assert not set(told[0]["noise"]) & set(told[1]["noise"])

@@ -78,6 +78,23 @@ def test_the_top_is_not_imported_from_below():
         assert not {module.split(".")[0] for module in imported(path)} & tops, path
 
 
+ONLY_FOR_SOME_FLAGS = set("bitsandbytes openai prodigyopt tensorboard torchao wandb".split())
+
+
+def test_what_only_some_flags_need_is_imported_when_they_are_given():
+    """Inside functions, so that a run starts without it."""
+    needed = set()
+    for path in [*FILES, *ROOT.glob("*.py"), *(ROOT / "flux").glob("*.py")]:
+        roots = {module.split(".")[0] for module in imported(path)}
+        needed |= roots & ONLY_FOR_SOME_FLAGS
+        tree = ast.parse(path.read_text())
+        at_start = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in at_start for alias in node.names}
+        names |= {node.module or "" for node in at_start if isinstance(node, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & ONLY_FOR_SOME_FLAGS, path
+    assert needed >= {"bitsandbytes", "openai", "prodigyopt", "torchao", "wandb"}
+
+
 def test_what_is_installed_imports_nothing_that_is_not():
     """Root scripts, tests and experiments are there in a checkout only, and on its path."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())

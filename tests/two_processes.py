@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
+from torch import distributed
 
 from mudi import denoising
 from mudi.training import runtime
@@ -15,7 +16,7 @@ from mudi.training import runtime
 
 def main(name: str, folder: Path, words: list[str]) -> None:
     script = importlib.import_module(name)
-    seen: dict = {"noise": [], "draws": []}
+    seen: dict = {"noise": [], "draws": [], "backend": None}
     errors, train = denoising.denoising_errors, script.train
 
     def note_errors(denoiser, task):
@@ -24,6 +25,8 @@ def main(name: str, folder: Path, words: list[str]) -> None:
 
     def note_train(args, accelerator, models, dataset, plan: runtime.Plan):
         seen["draws"] = [draw for draws in plan.draws(0) for draw in draws]
+        if distributed.is_initialized():
+            seen["backend"] = distributed.get_backend()
         train(args, accelerator, models, dataset, plan)
         lora = [p.double().sum().item() for p in models.denoiser.parameters() if p.requires_grad]
         seen["lora"] = lora
