@@ -48,6 +48,7 @@ from mudi.images import load_rgb
 from mudi.init_noise import Layout, LayoutError, load_layout
 from mudi.metadata import Subjects
 from mudi.pictures.chat_model import LlmError, llm_layout
+from mudi.pictures.export import start_latent, write_latent
 from mudi.pictures.loras import load_loras, lora_outlines
 from mudi.pictures.pipelines import (
     base_scheduler,
@@ -149,8 +150,10 @@ def main(args: PictureArgs) -> None:
     journal = Journal(args.output_dir / PICTURES, "image", state)
     origin = origin_of(args, subjects)
     todo = [job for job in jobs if not is_done(job, journal, args, origin)]
-    if todo:
-        make(share(todo, state), args, subjects, journal, state, origin)
+    if todo or args.export_noise:
+        sampler = load_sampler(args, subjects, state)
+        export_noise(args, jobs[0], sampler, origin, state)
+        make(share(todo, state), sampler, args, journal, state, origin)
     records = journal.finish([job.name for job in jobs])
     if state.is_main_process:
         pictures = finished_pictures(jobs, records[:SHEET_ROWS], args.output_dir, subjects)
@@ -264,15 +267,8 @@ def is_done(job: Job, journal: Journal, args: PictureArgs, origin: dict[str, Any
     return True
 
 
-def make(
-    jobs: list[Job],
-    args: PictureArgs,
-    subjects: Subjects | None,
-    journal: Journal,
-    state: PartialState,
-    origin: dict[str, Any],
-) -> None:
-    """Make pictures and write each with its line."""
+def load_sampler(args: PictureArgs, subjects: Subjects | None, state: PartialState) -> Sampler:
+    """Load the pipeline and its LoRAs, on this process's device."""
     pipeline = load_pipeline(**pipeline_settings(args), device=state.device)
     with loading("--lora", " ".join(args.lora)):
         scales = args.lora_scale or [1.0] * len(args.lora)
@@ -284,7 +280,32 @@ def make(
         set_scheduler(pipeline, args.scheduler)
     sampler = Sampler(pipeline, sampling, subjects, state.device)
     place(pipeline, state.device, args.cpu_offload)
-    if state.is_main_process:
+    return sampler
+
+
+def export_noise(
+    args: PictureArgs, job: Job, sampler: Sampler, origin: dict[str, Any], state: PartialState
+) -> None:
+    """Write what a picture starts from for ComfyUI, if that is wanted."""
+    path = args.export_noise
+    if path is None or not state.is_main_process:
+        return
+    alphas_cumprod = sampler.pipeline.scheduler.alphas_cumprod
+    latent = start_latent(sampler.noise(job.shot), alphas_cumprod)
+    write_latent(path, latent, json.dumps(settings_of(job, origin), ensure_ascii=False))
+    logger.info("%s: the start of %s; copy it into ComfyUI's input folder", path, job.name)
+
+
+def make(
+    jobs: list[Job],
+    sampler: Sampler,
+    args: PictureArgs,
+    journal: Journal,
+    state: PartialState,
+    origin: dict[str, Any],
+) -> None:
+    """Make pictures and write each with its line."""
+    if jobs and state.is_main_process:
         tell_gamma(jobs[0].shot.gamma, gamma_unit(args))
         if args.reward_guidance:
             for prompt in dict.fromkeys(job.shot.prompt for job in jobs):

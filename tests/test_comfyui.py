@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import math
 import shutil
 import sys
@@ -22,6 +23,7 @@ from mudi.init_noise import (
     subject_latents,
 )
 from mudi.layouts import UnitBox
+from mudi.pictures.export import start_latent
 from mudi.segmix import cut_out
 
 FOLDER = ROOT / "comfyui"
@@ -258,3 +260,79 @@ def test_another_size_than_the_collages_is_told(nodes):
     made = noise_of(nodes, tiny_sdxl(), Sdxl())
     with pytest.raises(ValueError, match=r"the latent is \(4, 8, 8\), the collage's \(4, 6, 8\)"):
         made.generate_noise({"samples": torch.zeros(1, 4, 8, 8)})
+
+
+def test_the_node_makes_the_start_that_inference_exports(nodes):
+    """sqrt(1 + 14.6146^2) (epsilon + gamma M z) / 0.13025."""
+    pipeline = tiny_sdxl()
+    made = noise_of(nodes, pipeline, Sdxl())
+    [held] = nodes.StartLatent().start(Sdxl(), made, latent(pipeline))
+    exported = start_latent(ours(pipeline, 0.4, 7), pipeline.scheduler.alphas_cumprod)
+    wanted = ours(pipeline, 0.4, 7) * math.sqrt(1 + 14.6146**2) / 0.13025
+    assert abs(exported - wanted).max() < 1e-5 * abs(wanted).max()
+    assert abs(held["samples"] - exported).max() < 1e-5 * abs(wanted).max()
+
+
+# The example workflows
+
+CORE = {  # ComfyUI 0.3.64's nodes in them: inputs, output types
+    "BasicGuider": ("model conditioning", "GUIDER"),
+    "BasicScheduler": ("model scheduler steps denoise", "SIGMAS"),
+    "CFGGuider": ("model positive negative cfg", "GUIDER"),
+    "CLIPTextEncode": ("text clip", "CONDITIONING"),
+    "CheckpointLoaderSimple": ("ckpt_name", "MODEL CLIP VAE"),
+    "DualCLIPLoader": ("clip_name1 clip_name2 type device", "CLIP"),
+    "EmptyLatentImage": ("width height batch_size", "LATENT"),
+    "EmptySD3LatentImage": ("width height batch_size", "LATENT"),
+    "FluxGuidance": ("conditioning guidance", "CONDITIONING"),
+    "KSamplerSelect": ("sampler_name", "SAMPLER"),
+    "LoadImage": ("image", "IMAGE MASK"),
+    "LoadImageMask": ("image channel", "MASK"),
+    "LoraLoader": ("model clip lora_name strength_model strength_clip", "MODEL CLIP"),
+    "PreviewImage": ("images", ""),
+    "SamplerCustomAdvanced": ("noise guider sampler sigmas latent_image", "LATENT LATENT"),
+    "SaveImage": ("images filename_prefix", ""),
+    "UNETLoader": ("unet_name weight_dtype", "MODEL"),
+    "VAEDecode": ("samples vae", "IMAGE"),
+    "VAELoader": ("vae_name", "VAE"),
+}
+
+
+def check_value(spec, value, outputs):
+    """That an input of ours gets a value, or an output, that it declares."""
+    kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+    if isinstance(value, list):
+        source, index = value
+        assert outputs[source][index] == kind
+    elif isinstance(kind, list):
+        assert value in kind
+    else:
+        assert isinstance(value, {"INT": int, "STRING": str}[kind])
+        if kind == "INT":
+            assert options["min"] <= value <= options["max"]
+            assert value % options.get("step", 1) == 0
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_a_workflow_gives_every_node_what_it_declares(nodes, name):
+    graph = json.loads((FOLDER / "workflows" / f"{name}.json").read_text())
+    own = {f"MuDI{title}": node for title, node in vars(nodes).items()}
+    outputs = {
+        number: list(own[kind].RETURN_TYPES) if kind in own else CORE[kind][1].split()
+        for number, kind in ((number, node["class_type"]) for number, node in graph.items())
+    }
+    kinds = [node["class_type"] for node in graph.values()]
+    assert {"MuDICollage", "MuDIMeanShiftedNoise"} <= set(kinds)
+    for node in graph.values():
+        kind, given = node["class_type"], node["inputs"]
+        if kind not in own:
+            assert list(given) == CORE[kind][0].split()
+            assert all(v[1] < len(outputs[v[0]]) for v in given.values() if isinstance(v, list))
+            continue
+        declared = own[kind].INPUT_TYPES()
+        assert declared["required"].keys() <= given.keys()
+        for key, value in given.items():
+            check_value({**declared["required"], **declared["optional"]}[key], value, outputs)
+    [layout] = [n["inputs"]["layout"] for n in graph.values() if n["class_type"] == "MuDICollage"]
+    picture, masks = nodes.Collage().compose(*SIZE, layout, 0, "white", **subjects()[1])
+    assert len(masks) == 2 and picture.shape == (1, SIZE[1], SIZE[0], 3)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -13,6 +14,7 @@ from endpoint import completion
 from helpers import ROOT
 from notebooks import count_pictures, execute
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_launch import LAUNCH, offline
 from training import EXAMPLE, reset_accelerate
@@ -346,6 +348,8 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, mon
         (["--width", "100"], "--width 100: must be a multiple of 8"),
         (["--lora", "./nowhere"], "--lora ./nowhere: no such file or folder"),
         (["--output_dir", "/dev/null/x"], "--output_dir /dev/null/x: /dev/null is a file"),
+        (["--export_noise", "x.png"], "--export_noise x.png: ComfyUI lists files in .latent only"),
+        (["--export_noise", "/dev/null/x.latent"], "x.latent: /dev/null is a file"),
         (["--num_images", "0"], "--num_images 0: must be 1 or more"),
         (["--resolution", "64"], "--resolution is height and width in one"),
         (["--prompt", "a robot"], 'the prompt "a robot" names no subject'),
@@ -361,6 +365,22 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(backbone, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_the_start_is_exported_as_comfyui_loads_it(sdxl_backbone, subjects, tmp_path):
+    """ComfyUI makes 0.13025 * latent_tensor of it, and is to get sqrt(1 + 14.6146^2) * noise."""
+    file = tmp_path / "start.latent"
+    run(sdxl_backbone, tmp_path, "--num_images", "1", "--seed", "4")
+    run(sdxl_backbone, tmp_path, "--num_images", "1", "--seed", "4", "--export_noise", str(file))
+    held = load_file(file)
+    assert held.keys() == {"latent_tensor", "latent_format_version_0"}
+    assert held["latent_tensor"].dtype == torch.float32
+    noise = Sampler(loaded(sdxl_backbone), SMALL, subjects).noise(Shot(PROMPT, 4, gamma=0.5))
+    start = math.sqrt(1 + 14.6146**2) * noise
+    assert abs(0.13025 * held["latent_tensor"] - start).max() < 1e-5 * abs(start).max()
+    with safe_open(file, "pt") as opened:
+        made = json.loads(opened.metadata()["mudi"])
+    assert (made["prompt"], made["seed"], made["gamma"]) == (PROMPT, 4, 0.5)
+
+
 def test_what_flux_has_no_use_for_is_told_too(flux_backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "load_pipeline", lambda *_: pytest.fail("was loaded"))
     with pytest.raises(SystemExit) as stopped:
@@ -369,6 +389,8 @@ def test_what_flux_has_no_use_for_is_told_too(flux_backbone, tmp_path, monkeypat
         assert told in str(stopped.value)
     with pytest.raises(SystemExit, match="--gamma a=3x b=1: sampling starts from noise alone here"):
         run(flux_backbone, tmp_path, "--gamma", "a=3x", "b=1")
+    with pytest.raises(SystemExit, match="--export_noise: ComfyUI starts FLUX from noise alone"):
+        run(flux_backbone, tmp_path, "--export_noise", "x.latent")
     with pytest.raises(SystemExit, match="--no_collage_look: FLUX takes none"):
         run(flux_backbone, tmp_path, "--no_collage_look")
 

@@ -50,6 +50,12 @@ class Wishes:
     num_images: int = flag(4, "pictures a prompt", at_least=1)
     seed: int = flag(0, "picture k of a prompt has seed + k")
     output_dir: Path = flag(Path(), "for pictures, their list and the sheet", required=True)
+    export_noise: Path | None = flag(
+        None,
+        "also write what the first picture starts from, as FILE.latent for ComfyUI's Load Latent "
+        "(SDXL)",
+        metavar="FILE",
+    )
     overwrite: bool = flag(False, "begin anew: all pictures and their list")
 
 

@@ -216,11 +216,21 @@ class Sampler:
             for first in range(0, len(alike), batch_size):
                 yield from self._draw(alike[first : first + batch_size])
 
+    def noise(self, shot: Shot) -> Tensor:
+        """Return what a picture starts from before the scheduler scales it: (1, C, h, w), CPU.
+
+        Raises:
+            SamplingError: the shot can't be laid out.
+        """
+        generator = torch.Generator().manual_seed(shot.seed)
+        return self._noise(shot, self._start(shot), generator)
+
+    def _start(self, shot: Shot) -> Start | None:
+        return self.stage.start(shot) if self.stage and shot.gamma != 0 else None
+
     def _draw(self, shots: Sequence[Shot]) -> list[Picture]:
         generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
-        starts = [
-            self.stage.start(shot) if self.stage and shot.gamma != 0 else None for shot in shots
-        ]
+        starts = [self._start(shot) for shot in shots]
         noise = torch.cat(
             [
                 self._noise(shot, start, generator)

@@ -14,6 +14,7 @@ from mudi.texts import has_half_character, mark_names
 MAX_SEED = 2**63 - 1  # torch's
 
 SIZE_UNIT = 8  # px; no stock pipeline takes other sizes
+LATENT_SUFFIX = ".latent"
 SIGNAL_UNIT = "x"  # ends a --gamma that counts in the scheduler's own signal at the first step
 
 
@@ -49,7 +50,19 @@ def number_complaints(args: PictureArgs) -> list[str]:
             )
     if why := unwritable(args.output_dir):
         complaints.append(f"--output_dir {args.output_dir}: {why}")
-    return complaints + _size_complaints(args)
+    return complaints + _export_complaints(args) + _size_complaints(args)
+
+
+def _export_complaints(args: PictureArgs) -> list[str]:
+    path = args.export_noise
+    if path is None:
+        return []
+    complaints = []
+    if path.suffix != LATENT_SUFFIX:
+        complaints.append(f"--export_noise {path}: ComfyUI lists files in {LATENT_SUFFIX} only")
+    if why := f"{path} is a folder" if path.is_dir() else unwritable(path.parent):
+        complaints.append(f"--export_noise {path}: {why}")
+    return complaints
 
 
 def _size_complaints(args: PictureArgs) -> list[str]:
@@ -167,6 +180,11 @@ def backbone_complaints(args: PictureArgs, backbone: Backbone) -> list[str]:
         for flag in ("negative_prompt", "no_collage_look", "scheduler")
         if backbone.flow and getattr(args, flag)
     ]
+    if backbone.flow and args.export_noise:
+        complaints.append(
+            f"--export_noise: ComfyUI starts {backbone.title} from noise alone, which no latent "
+            "holds; use the node in comfyui/"
+        )
     unit = backbone.size_unit
     return complaints + [
         f"--{flag} {getattr(args, flag)}: must be a multiple of {unit} for {backbone.title}"
