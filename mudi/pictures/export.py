@@ -14,9 +14,9 @@ LATENT_SCALE = 0.13025  # ComfyUI multiplies any SDXL latent by it, whatever its
 def start_latent(noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """Return the latent from which ComfyUI starts where a diffusers pipeline does: float32.
 
-    That is sqrt(1 + sigma^2) * noise / 0.13025, sigma the schedule's largest, from which all but a
-    few of ComfyUI's schedules begin (14.61 for SDXL): KSamplerAdvanced with add_noise off only
-    multiplies by 0.13025. As sigma^2 = (1 - alpha_bar) / alpha_bar, the root is
+    That is sqrt(1 + sigma^2) * noise / 0.13025, sigma the training schedule's largest (14.61 for
+    SDXL), from which all of ComfyUI's schedules begin but ddim_uniform: KSamplerAdvanced with
+    add_noise off only multiplies by 0.13025. As sigma^2 = (1 - alpha_bar) / alpha_bar, the root is
     1 / sqrt(alpha_bar).
 
     Args:
