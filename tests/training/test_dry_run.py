@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from helpers import ROOT
 from torch import nn
 from training import Backbone, reset_accelerate, sdxl_on
 
@@ -18,7 +19,7 @@ from mudi.learned_words import fresh_words
 from mudi.training import dry_run, runtime
 from mudi.words import words_of
 
-MINIATURE = Path(__file__).parent.parent / "mini/weights/sdxl"
+MINIATURE = ROOT / "mini/weights/sdxl"
 EXACT = ("weights", "adapters", "optimizer", "gradients", "vae", "prompts")
 # On a CPU group norm keeps the VAE's pixels channels-last, on CUDA and without data it does not:
 # a copy of a small tensor more or less.

@@ -97,7 +97,7 @@ def test_two_processes_draw_apart_and_end_with_one_lora(backbone, tmp_path):
     )  # fmt: skip
     # accelerate's --cpu starts one process; its torchrun branch serves CPUs too
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    worker = [str(Path(__file__).parent / "two_processes.py"), backbone.script.__name__]
+    worker = [str(ROOT / "tests/two_processes.py"), backbone.script.__name__]
     path = os.pathsep.join([str(ROOT), str(ROOT / "flux")])
     environment = offline(ACCELERATE_USE_CPU="true", PYTHONPATH=path)
     subprocess.run([*launch, *worker, str(tmp_path), *words], env=environment, check=True)

@@ -1,11 +1,10 @@
 """The committed miniature: its weights load like any others and know the world."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from helpers import ROOT
 from PIL import Image
 from training import sdxl_on
 
@@ -22,7 +21,7 @@ from mudi.pictures.loras import load_loras
 from mudi.pictures.sampling import Sampler, Sampling, Shot
 
 torch.set_num_threads(1)
-WEIGHTS = Path(__file__).parent.parent / "mini/weights"
+WEIGHTS = ROOT / "mini/weights"
 PHOTOS = 8  # of each subject
 
 
