@@ -186,14 +186,19 @@ def attach(pipeline: Any, words: LearnedWords) -> None:
         encoder.set_input_embeddings(WordEmbedding(base, first, words, name))
         ends += _read_at_the_end(encoder, tokenizer.eos_token_id)
     pipeline.maybe_convert_prompt = _Converter(words)
-    setattr(pipeline, _ATTACHED, (before, ends))
+    setattr(pipeline, _ATTACHED, (words, before, ends))
+
+
+def attached(pipeline: Any) -> list[LearnedWords]:
+    """Return the words that a pipeline reads, for `adapters_off`; none where it has none."""
+    return [getattr(pipeline, _ATTACHED)[0]] if hasattr(pipeline, _ATTACHED) else []
 
 
 def detach(pipeline: Any) -> None:
     """Undo `attach`; nothing where there is nothing to undo."""
     if not hasattr(pipeline, _ATTACHED):
         return
-    before, ends = getattr(pipeline, _ATTACHED)
+    _, before, ends = getattr(pipeline, _ATTACHED)
     for tokenizer_name, encoder_name in ENCODERS.values():
         setattr(pipeline, tokenizer_name, before[tokenizer_name])
         encoder, base = before[encoder_name]

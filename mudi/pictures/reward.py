@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mudi.backbones.table import backbone_of
 from mudi.ground.errors import SetupError
+from mudi.learned_words import attached
 from mudi.lora import adapters_off
 
 
@@ -55,8 +56,8 @@ def reward_guidance(
     """Make a pipeline's guidance the reward's inside, for a call with as many prompts.
 
     Three rows go through the network a picture and step (FLUX: two), all but one with every adapter
-    off, also those of the text encoders. The pipeline's own formula does the rest: for its batch
-    [null, c] it gets (u, c_b + r/s (l - c_b)).
+    off, also those of the text encoders, and learned words. The pipeline's own formula does the
+    rest: for its batch [null, c] it gets (u, c_b + r/s (l - c_b)).
 
     Args:
         rewards: r (B, C, h, w) as the pipeline's latents are, for FLUX packed.
@@ -71,6 +72,7 @@ def reward_guidance(
     backbone = backbone_of(type(pipeline).__name__)
     network = getattr(pipeline, backbone.denoiser)
     models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    models += attached(pipeline)
     kind = _Distilled if backbone.flow else _Guided
     with torch.no_grad(), adapters_off(*models):
         base = kind(pipeline, base_prompts, guidance_scale, negative_prompt)

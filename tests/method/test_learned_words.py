@@ -19,6 +19,7 @@ import inference
 from mudi import denoising, learned_words, lora, merge_lora
 from mudi.backbones import sdxl
 from mudi.learned_words import LearnedWords, attach, detach, fresh_words, load_words
+from mudi.pictures.reward import reward_guidance
 from mudi.pictures.words import attach_words, find_words
 from mudi.training.optimizers import prepare_training
 from mudi.words import FILE_NAME, Vocabulary, Word, WordError, words_file, words_of
@@ -429,3 +430,20 @@ def test_inference_and_validation_read_the_words_unasked_and_a_merge_keeps_them(
         inference.main(inference.parse_args(words))
     with pytest.raises(SystemExit, match=r"olis_robot stands for both"):
         merge_lora.main(merge_lora.parse_args([*map(str, runs), f"--output={merged}"]))
+
+
+def test_reward_guidance_asks_the_base_for_the_noun(pipeline):
+    """A reward of 0 is the base's picture, however far the word has moved."""
+
+    def picture(prompt):
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        return pipeline(
+            prompt, latents=latents, height=64, width=64, num_inference_steps=2, output_type="np",
+            guidance_scale=5.0,
+        ).images  # fmt: skip
+
+    base = picture("a robot")
+    attach(pipeline, moved(fresh_words(pipeline, PAIR)))
+    assert abs(picture("a olis robot") - base).max() > 1e-4
+    with reward_guidance(pipeline, torch.zeros(1, 4, 8, 8), ["a olis robot"], 5.0):
+        assert abs(picture("a olis robot") - base).max() < 1e-5
