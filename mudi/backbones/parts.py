@@ -57,6 +57,8 @@ def load_part(
         model = kind.from_pretrained(
             base, subfolder=subfolder, dtype=dtype, quantization_config=config, **hub
         )
+        if config is not None:
+            quantization.follow_autocast(model)
     return model.requires_grad_(False)
 
 

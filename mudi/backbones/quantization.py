@@ -47,6 +47,25 @@ def config(kind: str, dtype: torch.dtype) -> Any:
     return None
 
 
+def follow_autocast(model: nn.Module) -> nn.Module:
+    """Let the linear layers round what they get as autocast does for those of full precision.
+
+    Autocast does not know products with few-bit weights: they answer in their input's precision,
+    and what follows would compute in float32.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(_round_input)
+    return model
+
+
+def _round_input(_layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x, *rest = given
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return (x, *rest)
+
+
 def place(model: Any, device: torch.device) -> None:
     """Move a loaded network to the device; bitsandbytes has put it on the GPU by itself."""
     if model.device.type != device.type:
