@@ -16,7 +16,6 @@ from PIL import Image
 from test_launch import offline
 from training import lora_of, reset_accelerate
 
-import generate_masks
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2
 from mudi.backbones import quantization
 from mudi.ground.devices import accelerate_device, on_gpu
@@ -56,9 +55,6 @@ def test_the_device_is_the_one_that_accelerate_will_take(
             monkeypatch.setenv(name, value)
     assert str(accelerate_device()) == expected
     assert on_gpu() is expected.startswith("cuda")
-    assert (
-        generate_masks.parse_args([*"--instance_data_dir x --query a=b".split()]).device == expected
-    )
     told = "".join(quantization.complaints("nf4"))
     assert ("needs a CUDA GPU" in told) is (expected == "cpu")
     assert not PartialState._shared_state  # nothing was started
