@@ -13,12 +13,14 @@ import inference
 from detect_and_compare import default_query
 from mudi.backbones import flux
 from mudi.ground.errors import SetupError
+from mudi.learned_words import attach, detach, fresh_words
 from mudi.lora import ATTENTION_TARGETS, TEXT_ENCODER_TARGETS, adapters_off, add_lora, save_lora
 from mudi.metadata import load_subjects
 from mudi.pictures.loras import load_loras
 from mudi.pictures.reward import reward_guidance, reward_map
 from mudi.pictures.sampling import Sampler, SamplingError, Shot, start_sheet
 from mudi.texts import class_noun, replace_names
+from mudi.words import words_of
 
 BASE_PROMPT = "a photo of a robot and a teddy bear"
 WIDTH, HEIGHT = SMALL.size
@@ -275,3 +277,23 @@ def test_the_sheet_says_the_reward(sampler):
     shots = [replace(SHOT, reward_guidance=reward) for reward in (None, 3.0, 4.0)]
     sheets = [start_sheet([replace(made, shot=shot)]).tobytes() for shot in shots]
     assert len(set(sheets)) == 3
+
+
+@pytest.mark.parametrize("backbone", ["sdxl"], indirect=True)
+def test_reward_0_is_the_base_also_beside_learned_words(backbone, sampler):
+    pipeline = sampler.pipeline
+    shot = replace(SHOT, gamma=0.0, reward_guidance=0.0)
+    words = fresh_words(pipeline, words_of(["olis robot", "hta teddy bear"]))
+    for rows in words.parameters():
+        rows.data += 1
+    attach(pipeline, words)
+    try:
+        ours = picture(sampler, shot)
+        rewarded = picture(sampler, replace(shot, reward_guidance=3.0))
+    finally:
+        detach(pipeline)
+    plain = Sampler(loaded(backbone), SMALL)
+    base = picture(plain, Shot(BASE_PROMPT, seed=SHOT.seed))
+    assert largest_difference([ours], [base]) == 0
+    without = picture(sampler, replace(shot, reward_guidance=3.0))
+    assert largest_difference([rewarded], [without]) > 1
