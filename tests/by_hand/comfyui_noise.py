@@ -11,6 +11,7 @@ a way, and what in the example workflows is unknown to ComfyUI.
 import argparse
 import asyncio
 import json
+import logging
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -198,23 +199,28 @@ def unknown(path: Path, library: dict[str, Any]) -> list[str]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("comfyui", type=Path)
-    args = parser.parse_args()
+def load_comfyui(checkout: Path) -> dict[str, Any]:
+    """Start ComfyUI without its server; return its nodes and ours by name."""
     sys.argv = sys.argv[:1]  # ComfyUI reads it as well
-    sys.path[:0] = [str(args.comfyui), str(ROOT)]
+    sys.path[:0] = [str(checkout), str(ROOT)]
     from comfy.cli_args import args as settings
 
     settings.cpu = True
     import folder_paths
     import nodes
 
+    logging.disable(logging.WARNING)  # of nodes that need what is not installed
     folder_paths.set_input_directory(str(PHOTOS))
     asyncio.run(nodes.init_builtin_extra_nodes())
     if not asyncio.run(nodes.load_custom_node(str(ROOT / "comfyui"))):
         raise RuntimeError("ComfyUI did not load our nodes")
-    library = nodes.NODE_CLASS_MAPPINGS
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("comfyui", type=Path)
+    library = load_comfyui(parser.parse_args().comfyui)
     for name in ("sdxl", "flux"):
         told = unknown(ROOT / "comfyui" / "workflows" / f"{name}.json", library)
         print(f"{name}.json: {'; '.join(told) or 'every node and input is known'}", flush=True)
