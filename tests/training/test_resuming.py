@@ -181,7 +181,7 @@ def test_a_fresh_run_refuses_another_run_s_folder_before_a_model_is_loaded(
 ):
     before = entries(used)
     monkeypatch.setattr(
-        backbone.script, "load_models", lambda *_: pytest.fail("a model was loaded")
+        backbone.script, "load_models", lambda *_, **__: pytest.fail("a model was loaded")
     )
     with pytest.raises(SystemExit) as stopped:
         backbone.train(used, "--max_train_steps 1 --checkpoints_total_limit 1")
@@ -199,7 +199,7 @@ def test_an_old_run_is_removed_only_once_the_new_one_can_begin(backbone, used, m
     before = entries(used)
     more = "--overwrite_output_dir --max_train_steps 1 --checkpointing_steps 1"
     with monkeypatch.context() as patched:
-        patched.setattr(backbone.script, "load_models", lambda *_: 1 / 0)
+        patched.setattr(backbone.script, "load_models", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             backbone.train(used, more)
     assert before <= entries(used)
