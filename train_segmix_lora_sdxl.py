@@ -234,7 +234,7 @@ def main(args: SdxlArgs) -> None:
     subjects = run.dataset.subjects
     load = partial(load_models, names=subjects.names.values())
     if args.dry_run:
-        return dry_run.tell(args, run, SDXL, load, run_pass)
+        return dry_run.tell(args, run, SDXL, check_args, load, run_pass)
     models = load(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
     parts = (StableDiffusionXLPipeline, models.adapted)

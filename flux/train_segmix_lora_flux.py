@@ -211,7 +211,7 @@ def main(args: FluxArgs) -> None:
         args.save_precision = "float32"
     run = runtime.set_up(args, complaints, FLUX)
     if args.dry_run:
-        return dry_run.tell(args, run, FLUX, load_models, run_pass)
+        return dry_run.tell(args, run, FLUX, check_args, load_models, run_pass)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
     publish.finish(args, run.accelerator, run.dataset.subjects, FluxPipeline, models.adapted)

@@ -5,7 +5,6 @@ kernels' own workspaces, the CUDA context and fragmentation come in as an allowa
 """
 
 import copy
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +17,14 @@ from torch import Tensor
 
 from mudi.backbones.parts import shapes_only
 from mudi.backbones.table import Backbone
-from mudi.data import TENSORS, Batch, SegMixDataset, make_loader
+from mudi.data import TENSORS, Batch, make_loader
 from mudi.denoising import Models
 from mudi.ground.errors import SetupError, loading
 from mudi.ground.memory import StorageMeter, cuda_autocast, fake_tensors
 from mudi.latents import decode_latents, encode_images
 from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training, prepare_training
-from mudi.training.runtime import Plan, Run, step_generator
+from mudi.training.runtime import Run, step_generator
 from mudi.training.stats import Pass
 
 GB = 10**9  # as cards are sold; none has less than its name says
@@ -44,10 +43,9 @@ SAVERS: tuple[tuple[str, Any], ...] = (
 WORTH = 0.01  # what a flag must save, as a share
 CONFIG_FILES = ["*.json", "*.txt", "*.model"]
 
-logger = logging.getLogger("mudi")
-
 LoadModels = Callable[[Any, Accelerator, list[str]], Models]
 RunPass = Callable[..., Pass]
+CheckArgs = Callable[[Any], list[str]]
 
 
 @dataclass(frozen=True)
@@ -88,19 +86,20 @@ def tell(
     args: TrainingArgs,
     run: Run,
     backbone: Backbone,
+    check_args: CheckArgs,
     load_models: LoadModels,
     run_pass: RunPass,
 ) -> None:
     """Print what the run needs; with --fits, end with exit code 1 where that is too much.
 
     Args:
-        load_models, run_pass: the script's own.
+        check_args, load_models, run_pass: the script's own.
 
     Raises:
         SetupError: it does not fit.
     """
     args = with_local_configs(args)
-    parts = (run.accelerator, run.dataset, run.plan, backbone, load_models, run_pass)
+    parts = (run, backbone, load_models, run_pass)
     need = simulate(args, *parts)
     print(table(args, backbone, need, len(run.dataset.prompts())))
     if args.fits is None:
@@ -108,23 +107,39 @@ def tell(
     if need.total <= args.fits * GB:
         print(f"fits {args.fits:g} GB ({need.total / GB:.1f} of {args.fits:g})")
         return
-    advice = save_memory(args, args.fits * GB, need, lambda changed: simulate(changed, *parts))
+    changes = allowed_savers(args, check_args)
+    advice = save_memory(args, changes, args.fits * GB, need, lambda a: simulate(a, *parts))
     raise SetupError(f"does not fit {args.fits:g} GB; {advice}")
 
 
+def allowed_savers(args: TrainingArgs, check_args: CheckArgs) -> list[tuple[str, Any]]:
+    """Return the SAVERS that this script has, that are not given, and go with what is given."""
+    allowed = []
+    for flag, value in SAVERS:
+        if getattr(args, flag, value) not in (value, "nf4"):
+            changed = copy.copy(args)
+            setattr(changed, flag, value)
+            if not check_args(changed):
+                allowed.append((flag, value))
+    return allowed
+
+
 def save_memory(
-    args: TrainingArgs, card: float, need: Need, again: Callable[[TrainingArgs], Need]
+    args: TrainingArgs,
+    changes: Iterable[tuple[str, Any]],
+    card: float,
+    need: Need,
+    again: Callable[[TrainingArgs], Need],
 ) -> str:
     """Try flags that save memory, each on top of those that helped; say which make it fit.
 
     Args:
+        changes: the flags, with their values.
         card: bytes.
         again: what a run with other flags needs.
     """
     given: dict[str, str] = {}
-    for flag, value in SAVERS:
-        if getattr(args, flag, value) in (value, "nf4"):
-            continue  # given already, or not this script's
+    for flag, value in changes:
         changed = copy.copy(args)
         setattr(changed, flag, value)
         saved = again(changed)
@@ -163,27 +178,22 @@ def with_local_configs(args: TrainingArgs) -> TrainingArgs:
 
 
 def simulate(
-    args: TrainingArgs,
-    accelerator: Accelerator,
-    dataset: SegMixDataset,
-    plan: Plan,
-    backbone: Backbone,
-    load_models: LoadModels,
-    run_pass: RunPass,
+    args: TrainingArgs, run: Run, backbone: Backbone, load_models: LoadModels, run_pass: RunPass
 ) -> Need:
     """Load, prepare and run one pass on tensors without data; return what that took."""
-    batch = next(iter(make_loader(dataset, plan.draws(0), 0)))
+    batch = first_batch(run)
     with shapes_only(), fake_tensors(), cuda_autocast(), StorageMeter() as meter:
-        return measure(
-            args, accelerator, dataset, plan, backbone, load_models, run_pass, batch, meter
-        )
+        return measure(args, run, backbone, load_models, run_pass, batch, meter)
+
+
+def first_batch(run: Run) -> Batch:
+    """Return the batch that a fresh run begins with."""
+    return next(iter(make_loader(run.dataset, run.plan.draws(0), 0)))
 
 
 def measure(
     args: TrainingArgs,
-    accelerator: Accelerator,
-    dataset: SegMixDataset,
-    plan: Plan,
+    run: Run,
     backbone: Backbone,
     load_models: LoadModels,
     run_pass: RunPass,
@@ -194,7 +204,8 @@ def measure(
 
     The first step is one of gradients that are there already, so that only its states remain.
     """
-    models = load_models(args, accelerator, dataset.prompts())
+    accelerator, plan = run.accelerator, run.plan
+    models = load_models(args, accelerator, run.dataset.prompts())
     for module in (models.denoiser, models.vae):
         for tensor in (*module.parameters(), *module.buffers()):
             meter.count(tensor)

@@ -131,11 +131,8 @@ def make_accelerator(args: TrainingArgs, gpu_precision: str) -> Accelerator:
     if args.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     has_gpu = on_gpu()
-    precision = resolve_mixed_precision(
-        args.mixed_precision, gpu_precision, has_gpu, Path(default_config_file)
-    )
-    wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if wanted == "fp16" and not has_gpu:
+    precision = wanted_precision(args, gpu_precision, has_gpu)
+    if precision == "fp16" and not has_gpu:
         raise SetupError("--mixed_precision fp16 needs a GPU; use bf16 or no here")
     if args.use_8bit_adam and not has_gpu:
         raise SetupError("--use_8bit_adam needs a CUDA GPU; leave it out here")
@@ -158,14 +155,21 @@ def make_accelerator(args: TrainingArgs, gpu_precision: str) -> Accelerator:
     )
 
 
+def wanted_precision(args: TrainingArgs, gpu_precision: str, has_gpu: bool) -> str:
+    """Return the flag's precision, else what accelerate was told, else the script's own."""
+    precision = resolve_mixed_precision(
+        args.mixed_precision, gpu_precision, has_gpu, Path(default_config_file)
+    )
+    return precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
 def make_dry_accelerator(args: TrainingArgs, usual: str) -> Accelerator:
     """Start accelerate on the CPU as it would be on a GPU, to count memory; one pass is a step.
 
     Half precision is bfloat16 then, whichever it is: their sizes are the same.
     """
     logging.basicConfig(format="%(message)s")
-    config = Path(default_config_file)
-    precision = resolve_mixed_precision(args.mixed_precision, usual, True, config) or usual
+    precision = wanted_precision(args, usual, True)
     args.mixed_precision = precision
     args.report_to, args.resume_from_checkpoint, args.resume_lora = "none", None, None
     args.overwrite_output_dir = False

@@ -13,7 +13,6 @@ from training import Backbone, reset_accelerate, sdxl_on
 
 from mudi.backbones import quantization
 from mudi.backbones.table import backbone_of
-from mudi.data import make_loader
 from mudi.ground.memory import StorageMeter, cuda_autocast, fake_tensors
 from mudi.learned_words import fresh_words
 from mudi.training import dry_run, runtime
@@ -42,9 +41,9 @@ def both_ways(backbone: Backbone, folder: Path, flags: str) -> tuple[dry_run.Nee
     load = script.load_models
     if args.learn_words:
         load = partial(load, names=run.dataset.subjects.names.values())
-    parts = (run.accelerator, run.dataset, run.plan, kind, load, script.run_pass)
+    parts = (run, kind, load, script.run_pass)
     simulated = dry_run.simulate(args, *parts)
-    batch = next(iter(make_loader(run.dataset, run.plan.draws(0), 0)))
+    batch = dry_run.first_batch(run)
     with cuda_autocast(), StorageMeter() as meter:
         real = dry_run.measure(args, *parts, batch, meter)
     return simulated, real
@@ -110,3 +109,35 @@ def test_few_bits_take_what_the_formula_says_and_a_product_unpacks(kind: str, bi
         assert x.grad is not None and x.grad.shape == (2, 256)
         assert meter.peak - meter.now >= 512 * 256 * 4
         assert before > 0
+
+
+def test_nothing_is_advised_that_the_checks_refuse(backbone: Backbone, tmp_path: Path) -> None:
+    script = backbone.script
+
+    def advised(more: str) -> set[str]:
+        args = script.parse_args(backbone.flags(tmp_path, "--dry_run --fits 0.1", more))
+        return {flag for flag, _ in dry_run.allowed_savers(args, script.check_args)}
+
+    general = {"vae_slicing", "gradient_checkpointing", "quantize_base"}
+    own = {"encode_on_cpu"} if "flux" in script.__name__ else set()
+    assert advised("") == general | own | {"use_8bit_adam"}
+    assert advised("--optimizer adafactor") == general | own
+    assert advised("--train_text_encoder") == general | {"use_8bit_adam"}
+    assert advised("--quantize_base nf4 --vae_slicing") == own | {
+        "gradient_checkpointing", "use_8bit_adam"
+    }  # fmt: skip
+
+
+def test_precision_is_what_a_saved_configuration_makes_it(
+    sdxl_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` passes it on by the environment; "no" means something if it is saved."""
+    args = sdxl_backbone.script.parse_args(sdxl_backbone.flags(tmp_path, "--dry_run"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(runtime, "default_config_file", str(tmp_path / "absent"))
+    assert runtime.wanted_precision(args, "fp16", True) == "fp16"
+    (tmp_path / "saved.yaml").touch()
+    monkeypatch.setattr(runtime, "default_config_file", str(tmp_path / "saved.yaml"))
+    assert runtime.wanted_precision(args, "fp16", True) == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert runtime.wanted_precision(args, "fp16", True) == "bf16"

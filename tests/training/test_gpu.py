@@ -244,7 +244,7 @@ def test_what_is_simulated_is_within_a_tenth_of_what_a_run_takes(tmp_path, flags
     args = script.parse_args(backbone.flags(tmp_path / "dry", "--dry_run", size, flags))
     reset_accelerate()
     run = runtime.set_up(args, script.check_args(args), kind)
-    parts = (run.accelerator, run.dataset, run.plan, kind, script.load_models, script.run_pass)
+    parts = (run, kind, script.load_models, script.run_pass)
     simulated = dry_run.simulate(args, *parts).peak
 
     warm_up()
