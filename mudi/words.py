@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from mudi.ground.errors import SetupError
-from mudi.texts import folded
+from mudi.texts import class_noun, folded, mark_names, replace_names
 
 FILE_NAME = "learned_words.safetensors"  # of a run's folder
 _HEADER = "words"
@@ -46,9 +45,9 @@ def word_of(name: str) -> Word:
         WordError: the name is one word: no noun is left to start from.
     """
     name = folded(name)
-    noun = name.partition(" ")[2]
+    noun = class_noun(name)
     token = re.sub(r"\W+", "_", name.lower()).strip("_")
-    if not noun or not token:
+    if noun == name or not token:
         raise WordError(f'the name "{name}" is one word: a learned word starts from its noun')
     return Word(name, noun, token)
 
@@ -83,20 +82,14 @@ def clash(owned: Sequence[tuple[Word, str]]) -> str | None:
 
 
 class Vocabulary:
-    """Finds the names of learned words in texts, in any case, never inside a longer word."""
+    """Finds learned words in texts by their names or tokens, as `mudi.texts` finds names."""
 
     def __init__(self, words: Sequence[Word]):
-        self.words = tuple(sorted(words, key=lambda word: len(word.name), reverse=True))
-        names = (r"\s+".join(map(re.escape, word.name.split())) for word in self.words)
-        either = (f"({n}|{w.token})" for n, w in zip(names, self.words, strict=True))
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(either)})(?!\w)", re.IGNORECASE)
+        self._by_text = {text: word for word in words for text in (word.name, word.token)}
 
     def replace(self, text: str, by: Callable[[Word], str]) -> str:
         """Put something in the place of every name (or token) of a learned word."""
-        if not self.words:
-            return text
-        text = unicodedata.normalize("NFC", text)
-        return self._pattern.sub(lambda m: by(self.words[(m.lastindex or 0) - 1]), text)
+        return replace_names(text, {own: by(word) for own, word in self._by_text.items()})
 
     def with_nouns(self, text: str) -> str:
         """Return what the base model is told: the noun in each name's place."""
@@ -104,7 +97,8 @@ class Vocabulary:
 
     def finds(self, text: str) -> bool:
         """Say whether a text holds a learned word."""
-        return bool(self.words) and bool(self._pattern.search(unicodedata.normalize("NFC", text)))
+        marked, marks = mark_names(text, self._by_text)
+        return any(mark in marked for mark in marks)
 
 
 def words_file(lora: Path) -> Path | None:
