@@ -39,7 +39,7 @@ def lora(backbone, tmp_path_factory):
         add_lora(model, 2, TEXT_ENCODER_TARGETS if "text" in name else ATTENTION_TARGETS)
         for key, value in model.named_parameters():
             if "lora_B" in key:
-                value.data.normal_(0, 0.5)
+                value.data.normal_(0, 0.2)
     folder = tmp_path_factory.mktemp("lora")
     save_lora(folder, backbone.pipeline_class, models)
     return str(folder)
