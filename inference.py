@@ -127,8 +127,7 @@ def main(args: PictureArgs) -> None:
         for note in told.notes:
             logger.warning(note)
     refuse(problems)
-    scales_given = args.lora_scale or [1.0] * len(args.lora)
-    used = [path for path, scale in zip(args.lora, scales_given, strict=True) if scale != 0]
+    used = [path for path, scale in zip(args.lora, args.lora_scales, strict=True) if scale != 0]
     refuse(word_complaints(used, args.cache_dir))
     if has_unit(args.gamma):
         gamma = plain_gamma(args, ids)
@@ -271,8 +270,7 @@ def load_sampler(args: PictureArgs, subjects: Subjects | None, state: PartialSta
     """Load the pipeline and its LoRAs, on this process's device."""
     pipeline = load_pipeline(**pipeline_settings(args), device=state.device)
     with loading("--lora", " ".join(args.lora)):
-        scales = args.lora_scale or [1.0] * len(args.lora)
-        load_loras(pipeline, args.lora, scales, args.cache_dir)
+        load_loras(pipeline, args.lora, args.lora_scales, args.cache_dir)
     side = (args.resolution, args.resolution) if args.resolution else None
     size = (args.width, args.height) if args.width and args.height else side
     sampling = Sampling(size, args.steps, args.guidance_scale, negative_prompt(args))
@@ -306,7 +304,8 @@ def make(
 ) -> None:
     """Make pictures and write each with its line."""
     if jobs and state.is_main_process:
-        tell_gamma(jobs[0].shot.gamma, gamma_unit(args))
+        unit = signal_unit(sampler.pipeline.scheduler, args.steps or DEFAULT_STEPS)
+        tell_gamma(jobs[0].shot.gamma, unit)
         if args.reward_guidance:
             for prompt in dict.fromkeys(job.shot.prompt for job in jobs):
                 logger.info('reward guidance asks the base for "%s"', sampler.base_prompt(prompt))

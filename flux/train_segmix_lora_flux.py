@@ -69,7 +69,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from diffusers import FluxPipeline
 
 from mudi import lora
@@ -85,8 +84,6 @@ from mudi.training.optimizers import Training, prepare_training
 from mudi.training.stats import Pass, StepLog
 
 SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained with
-
-logger = get_logger("mudi")
 
 
 def check_args(args: FluxArgs) -> list[str]:
@@ -164,12 +161,7 @@ def run_pass(
         networks = (training.denoiser, training.base)
         weights = (args.dco_beta or 0.0, args.prior_loss_weight)
         loss = training_loss(*networks, task, batch.num_subjects, *weights)
-        accelerator.backward(loss)
-        norm = None
-        if accelerator.sync_gradients:
-            norm = accelerator.clip_grad_norm_(training.parameters, args.max_grad_norm)
-        training.optimizer.step()
-        training.optimizer.zero_grad()
+        norm = training.step(accelerator, loss, args.max_grad_norm)
     return Pass(loss.detach(), norm)
 
 

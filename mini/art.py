@@ -16,7 +16,6 @@ from mini.shapes import SHAPES, draw_shape
 from mudi.images import Box, tight_box
 
 SPRITES_DIR = Path(__file__).parent / "sprites"
-EMOJI_SIDE = 256  # px
 MARGIN = 12  # px of nothing about a layer, so that its edges stay soft when it is turned
 SHRINK_STEP = 2**-0.5  # between the sizes that a sprite is kept at; bicubic bridges the rest
 SMALLEST_SIDE = 12  # px

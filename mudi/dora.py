@@ -15,10 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mudi.ground.errors import SetupError, first_line
-from mudi.ground.lora_names import DOWN, MAGNITUDE, UP
+from mudi.ground.lora_names import DORA_RANK, DOWN, MAGNITUDE, UP
 from mudi.lora_files import States, layers_of, pair
 
-RANK, MAX_ERROR = 128, 0.1  # of the plain LoRA, unless flags say otherwise
 OVERSAMPLING, POWERS = 16, 4  # of the randomised decomposition, arXiv 0909.4061
 VARIANTS = ("fp16", "bf16", "non_ema")  # weights that stand beside a model's own, by their names
 
@@ -145,7 +144,7 @@ def nearest(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tens
 
 
 def as_plain(
-    states: States, base: BaseWeights, rank: int = RANK, device: torch.device | str = "cpu"
+    states: States, base: BaseWeights, rank: int = DORA_RANK, device: torch.device | str = "cpu"
 ) -> Plain:
     """Bring a DoRA's change of the unquantized base into a plain LoRA.
 

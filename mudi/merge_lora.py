@@ -20,14 +20,15 @@ from torch import Tensor
 from mudi import dora
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.flags import BooleanFlag, Parser
+from mudi.ground.lora_names import DORA_ERROR, DORA_RANK
 from mudi.ground.lora_outline import LoraFileError, LoraOutline, file_header, outline
 from mudi.learned_words import Joined, join_words, save_words
 from mudi.lora_files import TRIGGERS_KEY, About, read_lora, write_diffusers, write_kohya
+from mudi.training.args import SAVE_PRECISIONS
 from mudi.words import FILE_NAME, WordError, words_file
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 BASE_FLAG = "--pretrained_model_name_or_path"
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}
 
 
 def merge(
@@ -153,7 +154,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag(
         "--save_precision",
-        choices=PRECISIONS,
+        choices=SAVE_PRECISIONS,
         default="float32",
         help="of the files (float32, which a refit starts from exactly)",
     )
@@ -161,13 +162,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(BASE_FLAG, help="base model that it was trained on: folder or hub id")
     group.add_argument("--variant", help='weight files of the base model, e.g. "fp16"')
     group.add_argument(
-        "--dora_rank", type=int, default=dora.RANK, help=f"of that LoRA ({dora.RANK})"
+        "--dora_rank", type=int, default=DORA_RANK, help=f"of that LoRA ({DORA_RANK})"
     )
     group.add_argument(
         "--dora_error",
         type=float,
-        default=dora.MAX_ERROR,
-        help=f"the part of the DoRA that may be lost at most ({dora.MAX_ERROR:g})",
+        default=DORA_ERROR,
+        help=f"the part of the DoRA that may be lost at most ({DORA_ERROR:g})",
     )
     return parser.parse_args(argv)
 
@@ -219,7 +220,7 @@ def write(
     phrases = [file_header(one.file).get(TRIGGERS_KEY, "") for one in outlines]
     words = [word for phrase in phrases for word in phrase.split(", ") if word]
     about = About(args.output.stem, tuple(dict.fromkeys(words)))
-    dtype = PRECISIONS[args.save_precision]
+    dtype = getattr(torch, SAVE_PRECISIONS[args.save_precision])
     write_diffusers(args.output, merged, configs, about, dtype)
     if args.output_kohya_format:
         file = args.output.with_stem(f"{args.output.stem}_kohya")

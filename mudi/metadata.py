@@ -232,7 +232,7 @@ class _Reader:
         for key in missing:
             self.complain(line, f'no "{key}"; add it to the line')
         captions = _captions(record.get(self.caption_key))
-        wrong = [key for key in ("id",) if key in record and not _is_text(record[key])]
+        wrong = ["id"] if "id" in record and not _is_text(record["id"]) else []
         if self.caption_key in record and not captions:
             wrong.append(self.caption_key)
         for key in wrong:

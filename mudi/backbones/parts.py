@@ -42,7 +42,7 @@ def load_part(
     Args:
         kind: its class.
         base: folder or hub id.
-        quantize: one of `quantization.KINDS`, for linear layers.
+        quantize: "none", "nf4" or "int8", for linear layers.
         hub: revision, variant, cache_dir.
 
     Raises:
@@ -57,8 +57,8 @@ def load_part(
         model = kind.from_pretrained(
             base, subfolder=subfolder, dtype=dtype, quantization_config=config, **hub
         )
-        if config is not None:
-            quantization.follow_autocast(model)
+    if quantize != "none":
+        quantization.follow_autocast(model)
     return model.requires_grad_(False)
 
 

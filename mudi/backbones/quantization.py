@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mudi.ground.devices import on_gpu
 
-KINDS = ("none", "nf4", "int8")
 BITS = {"nf4": 4, "int8": 8}
 NF4_BLOCK = 64  # weights that share one float32 scale (bitsandbytes' default)
 _PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}
@@ -99,8 +98,6 @@ class FewBitLinear(nn.Linear):
         return torch.empty(shape, dtype=self._dtype, device=self.packed.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
         return _FewBitProduct.apply(x, self.bias, (self.out_features, self.in_features))
 
 

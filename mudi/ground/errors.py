@@ -13,10 +13,9 @@ from comfyui.basics import SetupError
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_at_end: ContextVar[ExitStack] = ContextVar("at_end")
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
+
+_at_end: ContextVar[ExitStack] = ContextVar("at_end")
 
 
 class RefusedError(SetupError):

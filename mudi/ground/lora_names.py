@@ -15,6 +15,7 @@ from functools import lru_cache
 
 UNET, TRANSFORMER, CLIP, CLIP_2 = "unet", "transformer", "text_encoder", "text_encoder_2"
 PARTS = (UNET, TRANSFORMER, CLIP, CLIP_2)
+DORA_RANK, DORA_ERROR = 128, 0.1  # of the plain LoRA that comes near a DoRA, and what it may lose
 DOWN, UP, MAGNITUDE, ALPHA = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "alpha"
 
 # How many of each there can be; real networks have no more, and a miniature less

@@ -58,6 +58,11 @@ class Wishes:
     )
     overwrite: bool = flag(False, "begin anew: all pictures and their list")
 
+    @property
+    def lora_scales(self) -> list[float]:
+        """One scale for each LoRA."""
+        return self.lora_scale or [1.0] * len(self.lora)
+
 
 @dataclass
 class Start:

@@ -203,7 +203,7 @@ def reward_complaints(
     if reward is None:
         return []
     complaints = []
-    if not any(args.lora_scale or [1.0] * len(args.lora)):
+    if not any(args.lora_scales):
         complaints.append("needs a --lora of a scale other than 0, whose pull it sets")
     if not args.instance_data_dir:
         complaints.append("needs --instance_data_dir: the base is asked without the names there")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mudi.ground.flags import FIXED, FREE, flag
+from mudi.ground.lora_names import DORA_ERROR, DORA_RANK
 
 CACHED_CROPS = 4  # positions a photo, so that a crop comes again
 MIXES = ("segmix", "cutmix")
@@ -266,14 +267,14 @@ class Output:
         on_resume=FREE,
     )
     dora_as_lora_rank: int = flag(
-        128,
+        DORA_RANK,
         "a DoRA means another thing to each program but diffusers, so the file for the others has "
         "a plain LoRA of this rank that comes near it",
         at_least=1,
         on_resume=FREE,
     )
     dora_as_lora_error: float = flag(
-        0.1,
+        DORA_ERROR,
         "no such file where more than this part of the DoRA would be lost",
         at_least=0,
         on_resume=FREE,

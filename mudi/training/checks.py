@@ -21,7 +21,7 @@ from mudi.ground.flags import (
     range_complaints,
     text_complaints,
 )
-from mudi.ground.lora_outline import LoraFileError, outline
+from mudi.ground.lora_outline import LoraFileError, family_complaint, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
 from mudi.training.args import (
@@ -37,7 +37,6 @@ from mudi.training.checkpoints import other_runs, resolve_resume
 from mudi.words import WordError, words_file, words_of
 
 DEFAULT_CAPTION_KEY = "text"
-MAX_SEED = 2**32 - 1  # numpy's
 MAX_PROMPTS = 2000  # each is encoded once and kept; SDXL's take 0.3 MB apiece in half precision
 
 logger = logging.getLogger("mudi")
@@ -103,8 +102,8 @@ def _start_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     except LoraFileError as error:
         return [f"--resume_lora {error}"]
     told = f"--resume_lora {start.file}"
-    if start.family != backbone.lora_family:
-        return [f"{told}: a {start.family} LoRA; this script trains {backbone.title}"]
+    if complaint := family_complaint(start, backbone.lora_family, backbone.title):
+        return [f"--resume_lora {complaint}"]
     complaints = []
     if len(start.ranks) > 1:
         ranks = ", ".join(map(str, start.ranks))

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers.optimization import get_scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from transformers.optimization import Adafactor
@@ -38,6 +38,21 @@ class Training:
     lr_scheduler: Any
     parameters: list[Parameter]
     first_step: int
+
+    def step(self, accelerator: Accelerator, loss: Tensor, max_grad_norm: float) -> Tensor | None:
+        """Add a loss's gradients; with a step's last pass clip them and step the optimizer.
+
+        Returns:
+            The length of all gradients together before they are clipped, a scalar on the device;
+            None but for the last pass.
+        """
+        accelerator.backward(loss)
+        norm = None
+        if accelerator.sync_gradients:
+            norm = accelerator.clip_grad_norm_(self.parameters, max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
 
 
 def prepare_training(

@@ -1,7 +1,6 @@
 """What a run tells of its optimizer steps: in the bar, to the trackers and in stats.jsonl."""
 
 import json
-import logging
 import math
 import os
 import time
@@ -24,8 +23,6 @@ from mudi.training.planning import Plan
 
 STATS_NAME = "stats.jsonl"
 GB = 10**9
-
-logger = logging.getLogger("mudi")
 
 
 class NonFiniteLossError(SetupError):

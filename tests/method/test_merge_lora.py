@@ -259,7 +259,7 @@ def test_a_lora_that_does_not_fit_the_flags_is_told_before_a_model_is_loaded(
                 assert line.startswith(f"--resume_lora {start}") and part in line
         monkeypatch.undo()
         theirs = trained(other, folder / "theirs")
-        with pytest.raises(SystemExit, match=r" LoRA; this script trains (SDXL|FLUX)"):
+        with pytest.raises(SystemExit, match=r" LoRA, and the base model is (SDXL|FLUX)"):
             backbone.train(folder / "out", f"--resume_lora {theirs}")
 
 

@@ -24,6 +24,7 @@ from mudi.denoising import Models, PromptTable
 from mudi.ground.memory import fake_tensors
 from mudi.latents import LatentCache, decode_latents, encode_images
 from mudi.training import runtime
+from mudi.training.optimizers import Training
 
 CUDA = torch.device("cuda")
 
@@ -84,9 +85,7 @@ class Loaded:
 
     def run_pass(self, models: Models, cache: LatentCache) -> None:
         optimizer = SimpleNamespace(step=lambda: None, zero_grad=lambda: None)
-        training = SimpleNamespace(
-            denoiser=models.denoiser, base=models.denoiser, optimizer=optimizer
-        )
+        training = Training(models.denoiser, models.denoiser, optimizer, None, [], 0)
         with autocast_for_absent_cuda(self._dtype, self._mixed):
             self.script.run_pass(
                 self.args, ForwardOnly(), models, training, self.batch, CudaGenerator(), cache
