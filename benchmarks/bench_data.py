@@ -13,13 +13,13 @@ Times with "cpu" are of the processor, which other work on the machine changes l
 subjects. Photos are made on the fly; beyond five a subject they are links to the first five.
 """
 
-import argparse
 import ctypes
 import gc
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,10 +29,11 @@ import numpy as np
 import torch
 
 from benchmarks import photos
-from benchmarks.common import finish, make_parser, table
+from benchmarks.common import OUTPUT, BenchArgs, finish, table
 from benchmarks.parts import host_memory
 from mudi import segmix
 from mudi.data import Draw, SampleOptions, SegMixDataset
+from mudi.ground.flags import flag, parse
 from mudi.images import load_mask, load_rgb
 from mudi.metadata import Subjects, load_subjects
 
@@ -65,16 +66,20 @@ class Timed(NamedTuple):
     cpu: float
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, "data")
-    flag = parser.add_argument
-    flag("--instance_data_dir", type=Path, help="measure these photos instead of made ones")
-    flag("--resolution", type=int, nargs="+", help="sides of a sample (px); unset: by the size")
-    flag("--megapixels", type=float, nargs="+", help="of the made photos; unset: by the size")
-    flag("--samples", type=int, help="samples a figure; unset: by the size")
-    flag("--grow", nargs="+", choices=("photos", "subjects"), default=[], help="instead: growth")
-    flag("--numbers", type=int, nargs="+", help="of photos or subjects; unset: by the size")
-    args = parser.parse_args(argv)
+@dataclass
+class DataArgs(BenchArgs):
+    """data"""
+
+    instance_data_dir: Path | None = flag(None, "measure these photos instead of made ones")
+    resolution: list[int] = flag([], "sides of a sample (px); unset: by the size", nargs="+")
+    megapixels: list[float] = flag([], "of the made photos; unset: by the size", nargs="+")
+    samples: int = flag(0, "samples a figure; 0: by the size")
+    grow: list[str] = flag([], "instead: growth", nargs="+", choices=("photos", "subjects"))
+    numbers: list[int] = flag([], "of photos or subjects; unset: by the size", nargs="+")
+
+
+def parse_args(argv: list[str] | None = None) -> DataArgs:
+    args = parse(DataArgs, __doc__, argv, json=OUTPUT / "data.json")
     shape = SHAPES[args.size]
     args.resolution = args.resolution or list(shape.resolutions)
     args.megapixels = args.megapixels or list(shape.megapixels)
@@ -82,7 +87,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: DataArgs) -> None:
     if args.grow:
         rows = [row for what in args.grow for row in growth(args, what)]
         finish(args, torch.device("cpu"), rows, show_growth)
@@ -94,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     finish(args, torch.device("cpu"), rows, show)
 
 
-def folders(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+def folders(args: DataArgs) -> Iterator[tuple[str, Path]]:
     """Yield data folders with a name for each; made ones live until the next is asked for."""
     if args.instance_data_dir:
         yield str(args.instance_data_dir), args.instance_data_dir
@@ -137,7 +142,7 @@ def measure(folder: Path, resolution: int, samples: int) -> dict[str, Any]:
     }
 
 
-def growth(args: argparse.Namespace, what: str) -> Iterator[dict[str, Any]]:
+def growth(args: DataArgs, what: str) -> Iterator[dict[str, Any]]:
     """Yield a row for each number of photos a subject, or of subjects.
 
     `check_memory_mib` is what checking leaves behind, `memory_mib` what --samples mixed and as many

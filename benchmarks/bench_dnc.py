@@ -9,8 +9,8 @@ detector as large as its own), so what they find says nothing: the detector runs
 ever, and then two fixed boxes a picture take the place of its findings.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from transformers import BitImageProcessor, Owlv2ImageProcessor, Owlv2Processor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from benchmarks.bases import random_network
-from benchmarks.common import ROOT, finish, make_parser, settle_device, table
+from benchmarks.common import OUTPUT, ROOT, BenchArgs, finish, settle_device, table
 from benchmarks.parts import GIB, Meter
 from benchmarks.photos import draw_photo
 from benchmarks.published import DINOV2, OWLV2, Network
@@ -32,6 +32,7 @@ from detect_and_compare.embed import load_embedder
 from detect_and_compare.measure import score_images
 from mini.tiny import clip_tokenizer, save_tiny_dinov2, save_tiny_owlv2
 from mini.training import detector as train_detector
+from mudi.ground.flags import flag, parse
 from mudi.images import Box
 from mudi.masks.segment import Detection
 
@@ -51,18 +52,22 @@ class Shape(NamedTuple):
 SHAPES = {"tiny": Shape(4, 64), "mini": Shape(64, 64), "real": Shape(16, 1024)}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, "dnc")
-    flag = parser.add_argument
-    flag("--batch_size", type=int, default=BATCH_SIZE, help=f"pictures at once ({BATCH_SIZE})")
-    flag("--pictures", type=int, help="scored each time; unset: by the size")
-    flag("--rounds", type=int, default=3, help="times each is measured, in turns (3)")
-    args = parser.parse_args(argv)
+@dataclass
+class DncArgs(BenchArgs):
+    """metric"""
+
+    batch_size: int = flag(BATCH_SIZE, "pictures at once")
+    pictures: int = flag(0, "scored each time; 0: by the size")
+    rounds: int = flag(3, "times each is measured, in turns")
+
+
+def parse_args(argv: list[str] | None = None) -> DncArgs:
+    args = parse(DncArgs, __doc__, argv, json=OUTPUT / "dnc.json")
     args.pictures = args.pictures or SHAPES[args.size].pictures
     return args
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: DncArgs) -> None:
     device = settle_device(args)
     with TemporaryDirectory(prefix="bench-") as folder:
         scratch = Path(folder)

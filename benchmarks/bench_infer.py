@@ -6,15 +6,16 @@ r"""Pictures a second: batched against one at a time, with and without mean-shif
 Goes through mudi.pictures.sampling.Sampler, as inference.py does; the pipeline is at hand.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.bases import pipeline_of
-from benchmarks.common import EXAMPLE, FAMILIES, finish, make_parser, settle_device, table
+from benchmarks.common import EXAMPLE, FAMILIES, OUTPUT, BenchArgs, finish, settle_device, table
 from benchmarks.parts import GIB, Meter
+from mudi.ground.flags import flag, parse
 from mudi.metadata import load_subjects
 from mudi.pictures.sampling import Sampler, Sampling, Shot
 from mudi.segmix import listed
@@ -40,16 +41,20 @@ SHAPES = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, "infer")
-    flag = parser.add_argument
-    flag("--family", choices=FAMILIES, default="sdxl", help="which pipeline (sdxl)")
-    flag("--batch_size", type=int, help="pictures a batch; unset: by the size")
-    flag("--steps", type=int, help="denoising steps; unset: by the size")
-    flag("--resolution", type=int, help="side of a picture (px); unset: by the size")
-    flag("--rounds", type=int, default=3, help="times each is measured, in turns (3)")
-    flag("--instance_data_dir", type=Path, default=EXAMPLE, help="subjects (the example pair)")
-    args = parser.parse_args(argv)
+@dataclass
+class InferArgs(BenchArgs):
+    """pictures"""
+
+    family: str = flag("sdxl", "which pipeline", choices=FAMILIES)
+    batch_size: int = flag(0, "pictures a batch; 0: by the size")
+    steps: int = flag(0, "denoising steps; 0: by the size")
+    resolution: int = flag(0, "side of a picture (px); 0: by the size")
+    rounds: int = flag(3, "times each is measured, in turns")
+    instance_data_dir: Path = flag(EXAMPLE, "subjects")
+
+
+def parse_args(argv: list[str] | None = None) -> InferArgs:
+    args = parse(InferArgs, __doc__, argv, json=OUTPUT / "infer.json")
     shape = SHAPES[args.family, args.size]
     args.batch_size = args.batch_size or shape.batch
     args.steps = args.steps or shape.steps
@@ -57,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: InferArgs) -> None:
     device = settle_device(args)
     subjects = load_subjects(args.instance_data_dir)
     prompt = f"a photo of {listed(list(subjects.names.values()))}, simple background."

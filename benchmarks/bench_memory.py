@@ -12,12 +12,12 @@ end of the first optimizer step, without the loading of weights; at size real we
 loaded, and that does not count. `accelerate launch` itself comes on top.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -27,10 +27,19 @@ import torch
 from benchmarks import watch
 from benchmarks.bases import base_model
 from benchmarks.bench_step import ALWAYS, SETTINGS
-from benchmarks.common import EXAMPLE, finish, import_script, make_parser, settle_device, table
+from benchmarks.common import (
+    EXAMPLE,
+    OUTPUT,
+    BenchArgs,
+    finish,
+    import_script,
+    settle_device,
+    table,
+)
 from benchmarks.parts import GIB, Cost, Meter, Parts
 from mudi.backbones import quantization
 from mudi.data import Batch
+from mudi.ground.flags import flag, parse
 
 STEPS = 4  # the first makes the optimizer's state
 
@@ -51,24 +60,22 @@ ROWS = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, "memory")
-    flag = parser.add_argument
-    flag("--row", choices=ROWS, default="sdxl", help="which row of the targets (sdxl)")
-    flag("--steps", type=int, default=STEPS, help=f"optimizer steps ({STEPS})")
-    flag(
-        "--imports",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="time a fresh process' imports too (yes)",
-    )
-    flag("--instance_data_dir", type=Path, default=EXAMPLE, help="photos (the example pair)")
-    args, script_flags = parser.parse_known_args(argv)
-    args.script_flags = script_flags
-    return args
+@dataclass
+class MemoryArgs(BenchArgs):
+    """memory"""
+
+    row: str = flag("sdxl", "which row of the targets", choices=ROWS)
+    steps: int = flag(STEPS, "optimizer steps")
+    imports: bool = flag(True, "time a fresh process' imports too")
+    instance_data_dir: Path = flag(EXAMPLE, "photos")
+    script_flags: list[str] = field(default_factory=list)  # the training script's own
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> MemoryArgs:
+    return parse(MemoryArgs, __doc__, argv, rest="script_flags", json=OUTPUT / "memory.json")
+
+
+def main(args: MemoryArgs) -> None:
     device = settle_device(args)
     row = ROWS[args.row]
     imports = import_time(row.family) if args.imports else Cost()

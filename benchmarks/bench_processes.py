@@ -9,35 +9,39 @@ much slower the bare floor gets when both do it at once (they share memory, cach
 what the step adds beyond that (exchanging gradients, waiting for the slower one).
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.bench_step import STEPS
-from benchmarks.common import FAMILIES, ROOT, finish, make_parser, settle_device, table
+from benchmarks.common import FAMILIES, OUTPUT, ROOT, BenchArgs, finish, settle_device, table
+from mudi.ground.flags import flag, parse
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, "processes")
-    flag = parser.add_argument
-    flag("--family", choices=FAMILIES, default="sdxl", help="whose script (sdxl)")
-    flag("--turns", type=int, help="of bench_step; unset: by the size")
-    flag("--steps", type=int, default=STEPS, help=f"a turn, of bench_step ({STEPS})")
-    flag("--processes", type=int, default=2, help="against one (2)")
-    args, script_flags = parser.parse_known_args(argv)
-    args.script_flags = script_flags
-    return args
+@dataclass
+class ProcessesArgs(BenchArgs):
+    """processes"""
+
+    family: str = flag("sdxl", "whose script", choices=FAMILIES)
+    turns: int | None = flag(None, "of bench_step; unset: by the size")
+    steps: int = flag(STEPS, "a turn, of bench_step")
+    processes: int = flag(2, "against one")
+    script_flags: list[str] = field(default_factory=list)  # the training script's own
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> ProcessesArgs:
+    return parse(ProcessesArgs, __doc__, argv, rest="script_flags", json=OUTPUT / "processes.json")
+
+
+def main(args: ProcessesArgs) -> None:
     device = settle_device(args)
     cores = os.cpu_count() or 1
     cases = [(1, 1), (1, cores), (args.processes, 1)] if device.type == "cpu" else [
@@ -51,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     finish(args, device, rows, show)
 
 
-def launch(args: argparse.Namespace, processes: int, threads: int) -> dict[str, Any]:
+def launch(args: ProcessesArgs, processes: int, threads: int) -> dict[str, Any]:
     """Run bench_step in that many processes and return what the first one measured.
 
     Raises:

@@ -15,10 +15,10 @@ many turns run with a clock on every part; of the turns the middle half, by leng
 All times are of an optimizer step, so of --gradient_accumulation_steps passes.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -28,9 +28,10 @@ import torch
 
 from benchmarks import photos, watch
 from benchmarks.bases import base_model
-from benchmarks.common import EXAMPLE, FAMILIES, finish, make_parser, settle_device, table
+from benchmarks.common import EXAMPLE, FAMILIES, OUTPUT, BenchArgs, finish, settle_device, table
 from benchmarks.parts import GIB, REST, Cost, Meter, Parts, gpu_memory, host_memory
 from mudi.data import Batch
+from mudi.ground.flags import flag, parse
 
 # As published; the miniature's are those of mini/demo.py and the experiments.
 SETTINGS = {
@@ -67,23 +68,27 @@ SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
 SWEEP_FLAGS = {"resolution": "--resolution", "batch": "--train_batch_size", "rank": "--rank"}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, "step")
-    flag = parser.add_argument
-    flag("--family", choices=FAMILIES, default="sdxl", help="whose script (sdxl)")
-    flag("--variant", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="(both)")
-    flag("--turns", type=int, help="without and then with a clock on the parts; unset: by the size")
-    flag("--steps", type=int, default=STEPS, help=f"optimizer steps a turn ({STEPS})")
-    flag("--workers", type=int, default=0, help="processes that prepare samples (0)")
-    flag("--sweep", nargs="+", choices=SWEEPS["mini"], default=[], help="instead: how cost grows")
-    flag("--instance_data_dir", type=Path, default=EXAMPLE, help="photos (the example pair)")
-    args, script_flags = parser.parse_known_args(argv)
-    args.script_flags = script_flags
+@dataclass
+class StepArgs(BenchArgs):
+    """training step"""
+
+    family: str = flag("sdxl", "whose script", choices=FAMILIES)
+    variant: list[str] = flag(list(VARIANTS), "which of them", nargs="+", choices=VARIANTS)
+    turns: int = flag(0, "without and then with a clock on the parts; 0: by the size")
+    steps: int = flag(STEPS, "optimizer steps a turn")
+    workers: int = flag(0, "processes that prepare samples")
+    sweep: list[str] = flag([], "instead: how cost grows", nargs="+", choices=SWEEPS["mini"])
+    instance_data_dir: Path = flag(EXAMPLE, "photos")
+    script_flags: list[str] = field(default_factory=list)  # the training script's own
+
+
+def parse_args(argv: list[str] | None = None) -> StepArgs:
+    args = parse(StepArgs, __doc__, argv, rest="script_flags", json=OUTPUT / "step.json")
     args.turns = args.turns or TURNS[args.size]
     return args
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: StepArgs) -> None:
     device = settle_device(args)
     runs: list[tuple[dict[str, Any], str, Path]] = []
     with ExitStack() as stack:
@@ -101,7 +106,7 @@ def main(args: argparse.Namespace) -> None:
     finish(args, device, rows, show_sweep if args.sweep else show)
 
 
-def sweep(args: argparse.Namespace, what: str, scratch: Path) -> list[tuple[dict, str, Path]]:
+def sweep(args: StepArgs, what: str, scratch: Path) -> list[tuple[dict, str, Path]]:
     """Return the runs that vary one thing and leave all else."""
     runs = []
     for value in SWEEPS[args.size][what]:
@@ -116,7 +121,7 @@ def sweep(args: argparse.Namespace, what: str, scratch: Path) -> list[tuple[dict
 
 
 def script_words(
-    args: argparse.Namespace, device: torch.device, flags: str, data: Path, output: Path
+    args: StepArgs, device: torch.device, flags: str, data: Path, output: Path
 ) -> list[str]:
     """Return the training script's command line but for the base and the number of steps."""
     words = [*SETTINGS[args.family, args.size].split(), *ALWAYS.split(), *flags.split()]
@@ -124,9 +129,7 @@ def script_words(
     return [*words, f"--dataloader_num_workers={args.workers}", *args.script_flags]
 
 
-def measure(
-    args: argparse.Namespace, device: torch.device, flags: str, data: Path
-) -> dict[str, Any]:
+def measure(args: StepArgs, device: torch.device, flags: str, data: Path) -> dict[str, Any]:
     """Run the script once and return what a step took, in seconds."""
     parts = Parts()
     turns = Turns(parts, device, args.turns, args.steps, with_vae=flags != VARIANTS["cached"])

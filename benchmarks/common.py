@@ -1,12 +1,12 @@
 """What the benchmarks share: their flags, the machine's record, tables and JSON files."""
 
-import argparse
 import importlib
 import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from mudi.backbones import flux, sdxl
 from mudi.ground.devices import on_gpu
 from mudi.ground.files import write_text
+from mudi.ground.flags import flag
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "output/benchmarks"
@@ -32,31 +33,20 @@ _SCRIPTS = {
 _PACKAGES = "torch diffusers transformers accelerate peft numpy pillow".split()
 
 
-def make_parser(description: str | None, name: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags that all benchmarks have; `name` is the JSON file's."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # what is not known here may be a training script's flag
-    )
-    flag = parser.add_argument
-    flag(
-        "--size",
+@dataclass
+class BenchArgs:
+    """all benchmarks"""
+
+    size: str = flag(
+        "mini",
+        "tiny: random weights, seconds; mini: the miniature's size; real: full size",
         choices=SIZES,
-        default="mini",
-        help="tiny: random weights, seconds; mini: the miniature's size; real: full size (mini)",
     )
-    flag("--device", choices=("cpu", "cuda"), help="unset: accelerate's choice")
-    flag(
-        "--json",
-        type=Path,
-        default=OUTPUT / f"{name}.json",
-        help=f"file for the result (output/benchmarks/{name}.json)",
-    )
-    return parser
+    device: str | None = flag(None, "unset: accelerate's choice", choices=("cpu", "cuda"))
+    json: Path = flag(OUTPUT, "file for the result")
 
 
-def settle_device(args: argparse.Namespace) -> torch.device:
+def settle_device(args: BenchArgs) -> torch.device:
     """Give args.device a value and return it; accelerate takes the same one from then on."""
     if args.device is None:
         args.device = "cuda" if on_gpu() else "cpu"
@@ -131,7 +121,7 @@ def _whole(value: object) -> str:
 
 
 def finish(
-    args: argparse.Namespace,
+    args: BenchArgs,
     device: torch.device,
     rows: Sequence[dict[str, Any]],
     show: Callable[[Sequence[dict[str, Any]]], str],

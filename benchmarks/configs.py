@@ -8,16 +8,16 @@
 The tokenizers are small ones: other numbers for the words, as many a prompt.
 """
 
-import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.bases import PUBLISHED, light_pipeline
 from mudi.ground.files import write_text
-from mudi.ground.flags import MODEL_INDEX
+from mudi.ground.flags import MODEL_INDEX, flag, parse
 
 
 def write_configs(family: str, folder: Path) -> None:
@@ -36,15 +36,21 @@ def write_configs(family: str, folder: Path) -> None:
     write_text(folder / MODEL_INDEX, json.dumps(index, indent=2))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("family", choices=sorted(PUBLISHED))
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args()
+@dataclass
+class ConfigsArgs:
+    """configs"""
+
+    family: str = flag("", "whose", positional=True, choices=sorted(PUBLISHED))
+    folder: Path = flag(Path(), "folder to write", positional=True)
+
+
+def parse_args(argv: list[str] | None = None) -> ConfigsArgs:
+    return parse(ConfigsArgs, __doc__, argv)
+
+
+def main(args: ConfigsArgs) -> None:
     write_configs(args.family, args.folder)
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_args())

@@ -4,7 +4,6 @@ Nothing of the script's loop is repeated here: its functions are looked up where
 and wrapped. A call that is no longer there makes the benchmark fail rather than lie.
 """
 
-import argparse
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,6 +24,7 @@ from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptTable
 from mudi.latents import LatentCache, encode_images
 from mudi.training import publish, runtime, saving, stats
+from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training
 
 DATA, PROMPT, VAE, NOISE = "data", "prompt", "VAE", "noise"
@@ -93,7 +93,7 @@ class Running:
         cache: of latents; None without --cache_latents.
     """
 
-    args: argparse.Namespace
+    args: TrainingArgs
     accelerator: Accelerator
     models: Models
     dataset: SegMixDataset

@@ -8,7 +8,6 @@ whole is not fetched again; run the same command again after a break. What is th
 or not, stays as it is.
 """
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from mudi.ground.errors import SetupError, program
 from mudi.ground.files import replace_file
+from mudi.ground.flags import flag, parse
 from mudi.images import ImageError, load_rgb
 from mudi.metadata import MetadataError, load_subjects
 from mudi.photo_files import photo_files
@@ -159,7 +159,20 @@ def check_folders(root: Path, folders: list[Folder]) -> list[str]:
     return problems
 
 
-def check_args(args: argparse.Namespace) -> list[Folder]:
+@dataclass
+class DownloadArgs:
+    """download"""
+
+    names: list[str] = flag(
+        [], "what to fetch; --list shows the names", positional=True, nargs="*", metavar="NAME"
+    )
+    all: bool = flag(False, "fetch everything")
+    list: bool = flag(False, "show the names and where each goes, fetch nothing")
+    output: Path = flag(ROOT, "folder below which the paths are laid out")
+    repository: str = flag(REPOSITORY, "what git clones: a URL, or a folder")
+
+
+def check_args(args: DownloadArgs) -> list[Folder]:
     """Return the folders asked for, or stop with one line for each wrong argument."""
     by_path = {folder.path: name for name, folder in FOLDERS.items()}
     asked = [by_path.get(name.strip("/"), name.strip("/")) for name in args.names]
@@ -172,23 +185,12 @@ def check_args(args: argparse.Namespace) -> list[Folder]:
     return [FOLDERS[name] for name in (FOLDERS if args.all else dict.fromkeys(asked))]
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the flags."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        description="Fetch the paper's pictures.", formatter_class=formatter
-    )
-    add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="what to fetch; --list shows the names")
-    add("--all", action="store_true", help="fetch everything")
-    add("--list", action="store_true", help="show the names and where each goes, fetch nothing")
-    add("--output", type=Path, default=ROOT, help="folder below which the paths are laid out")
-    add("--repository", default=REPOSITORY, help="what git clones: a URL, or a folder")
-    return parser.parse_args(argv)
+def parse_args(argv: list[str] | None = None) -> DownloadArgs:
+    return parse(DownloadArgs, __doc__, argv)
 
 
 @program
-def main(args: argparse.Namespace) -> int:
+def main(args: DownloadArgs) -> int:
     """Return the exit code: 0, or 1 if anything is missing or wrong."""
     if args.list:
         print("\n".join(f"{name:36} {folder.path}" for name, folder in FOLDERS.items()))

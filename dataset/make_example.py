@@ -8,7 +8,6 @@ and a particular bear. It is the same in all its five pictures; the background, 
 angle change. Needs numpy and Pillow only. The same seed draws the same pictures.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from mudi.ground.errors import SetupError, program
+from mudi.ground.errors import SetupError, program, refuse
+from mudi.ground.flags import flag, parse, range_complaints
 
 Background = Callable[[int, np.random.Generator], np.ndarray]  # -> (size, size, 3), 0 to 255
 
@@ -270,10 +270,19 @@ def draw_scene(
     return picture, layer.getchannel("A").point(lambda level: 255 * (level >= SUBJECT_ALPHA))
 
 
-def check_args(args: argparse.Namespace, subjects: dict[str, Subject]) -> None:
+@dataclass
+class ExampleArgs:
+    """example pair"""
+
+    emoji: Path = flag(Path(), "folder of <codepoint>.webp", required=True)
+    output: Path = flag(OUTPUT_DIR, "folder to write to")
+    size: int = flag(512, "side of a picture (px)", at_least=MIN_SIZE)
+    seed: int = flag(0, "of the backgrounds' texture")
+
+
+def check_args(args: ExampleArgs, subjects: dict[str, Subject]) -> None:
     """Stop with one line if the size is too small or emoji files are missing."""
-    if args.size < MIN_SIZE:
-        raise SetupError(f"--size {args.size}: must be {MIN_SIZE} or more")
+    refuse(range_complaints(args))
     arts = [art for subject in subjects.values() for art in (subject.body, subject.accessory)]
     paths = [args.emoji / f"{art.codepoint}.webp" for art in arts]
     missing = [str(path) for path in paths if not path.is_file()]
@@ -281,19 +290,12 @@ def check_args(args: argparse.Namespace, subjects: dict[str, Subject]) -> None:
         raise SetupError(f"--emoji {args.emoji}: no such file: {', '.join(missing)}")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the flags."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description="Draw the pair.", formatter_class=formatter)
-    parser.add_argument("--emoji", type=Path, required=True, help="folder of <codepoint>.webp")
-    parser.add_argument("--output", type=Path, default=OUTPUT_DIR, help="folder to write to")
-    parser.add_argument("--size", type=int, default=512, help="side of a picture in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the backgrounds' texture")
-    return parser.parse_args(argv)
+def parse_args(argv: list[str] | None = None) -> ExampleArgs:
+    return parse(ExampleArgs, __doc__, argv)
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: ExampleArgs) -> None:
     """Write the ten pictures, their masks and metadata.jsonl."""
     subjects, captions = example_subjects(), example_captions()
     check_args(args, subjects)

@@ -8,12 +8,14 @@ wears an accessory or has the subjects' colours on purpose, the backgrounds are 
 draws the same pictures.
 """
 
-import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from make_example import JPEG_QUALITY, Art, Scene, blend, draw_scene, grid, load_art
+
+from mudi.ground.flags import flag, parse
 
 CLASSES = {"a": ("robot", "1f916"), "b": ("teddy bear", "1f9f8")}
 CAPTION = "A photo of a {}, simple background."
@@ -41,18 +43,22 @@ def random_scene(rng: np.random.Generator) -> Scene:
     return Scene(plain, height, (x, y), rng.uniform(-10, 10), bool(rng.random() < 0.5))
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description="Draw the prior set.", formatter_class=formatter)
-    parser.add_argument("--emoji", type=Path, required=True, help="folder of <codepoint>.webp")
-    parser.add_argument("--output", type=Path, default=OUTPUT_DIR, help="folder to write to")
-    parser.add_argument("--num_images", type=int, default=8, help="pictures a class")
-    parser.add_argument("--size", type=int, default=512, help="side of a picture in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of colours and places")
-    return parser.parse_args(argv)
+@dataclass
+class PriorArgs:
+    """prior set"""
+
+    emoji: Path = flag(Path(), "folder of <codepoint>.webp", required=True)
+    output: Path = flag(OUTPUT_DIR, "folder to write to")
+    num_images: int = flag(8, "pictures a class")
+    size: int = flag(512, "side of a picture (px)")
+    seed: int = flag(0, "of colours and places")
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> PriorArgs:
+    return parse(PriorArgs, __doc__, argv)
+
+
+def main(args: PriorArgs) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(args.seed)
     lines: list[dict] = [{"id": {key: noun for key, (noun, _) in CLASSES.items()}}]

@@ -9,9 +9,9 @@ method, and writes verdicts.jsonl to fill in: `count`, how many subjects there a
 "good" or what is wrong. `compare` gives each embedder's agreement with it.
 """
 
-import argparse
 import csv
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from experiments.results import GOOD
 from experiments.stats import agreement, cohens_kappa
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records
+from mudi.ground.flags import flag, parse, range_complaints
 from mudi.ground.sheets import contact_sheet
 from mudi.images import load_rgb
 from mudi.metadata import MetadataError, read_records
@@ -28,28 +29,25 @@ SHEET_COLUMNS, SHEET_ROWS = 5, 4
 TILE = 256  # px
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.by_hand",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    sampled = commands.add_parser("sample", help="draw pictures to look at")
-    sampled.add_argument("--output", type=Path, required=True, help="folder to write")
-    sampled.add_argument("--count", type=int, default=100, help="pictures (100)")
-    sampled.add_argument("--seed", type=int, default=0, help="of the choice (0)")
-    compared = commands.add_parser("compare", help="tell the agreement")
-    compared.add_argument("--verdicts", type=Path, required=True, help="the filled-in file")
-    for command in (sampled, compared):
-        command.add_argument(
-            "--results", type=Path, required=True, help="results.csv, in its own folder"
-        )
-    return parser.parse_args(argv)
+@dataclass
+class HandArgs:
+    """by hand"""
+
+    command: str = flag("", "which", positional=True, choices=("sample", "compare"))
+    results: Path = flag(Path(), "results.csv, in its own folder", required=True)
+    output: Path = flag(Path("hand"), "sample: folder to write")
+    count: int = flag(100, "sample: pictures", at_least=1)
+    seed: int = flag(0, "sample: of the choice")
+    verdicts: Path = flag(Path("hand") / VERDICTS, "compare: the filled-in file")
+
+
+def parse_args(argv: list[str] | None = None) -> HandArgs:
+    return parse(HandArgs, __doc__, argv, prog="python -m experiments.by_hand")
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: HandArgs) -> None:
+    refuse(range_complaints(args))
     if not args.results.is_file():
         refuse([f"--results {args.results}: no such file"])
     with args.results.open(encoding="utf-8", newline="") as file:
@@ -61,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
         print(line)
 
 
-def sample(rows: list[dict[str, str]], args: argparse.Namespace) -> None:
+def sample(rows: list[dict[str, str]], args: HandArgs) -> None:
     """Write numbered sheets and the file to fill in."""
     shown = {row["image"]: row for row in rows}
     chosen = random.Random(args.seed).sample(sorted(shown), min(args.count, len(shown)))

@@ -8,7 +8,6 @@ same pictures with each, scores them by Detect-and-Compare and writes a sheet. A
 small base model: they show the direction, they prove nothing; experiments/ is for that.
 """
 
-import argparse
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mini.training.detector import OVERLAP, SURE
 from mini.world import SIZE
 from mudi.backbones import table
 from mudi.ground.files import write_image
+from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
 from mudi.images import load_rgb
 
@@ -53,17 +53,21 @@ METHODS = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description="The demo.", formatter_class=formatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "output/demo", help="folder to write")
-    parser.add_argument("--pair", choices=SETS, default="fox_and_car", help="of mini/subjects.py")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each LoRA")
-    parser.add_argument("--num_images", type=int, default=4, help="pictures with each method")
-    return parser.parse_args(argv)
+@dataclass
+class DemoArgs:
+    """demo"""
+
+    output: Path = flag(ROOT / "output/demo", "folder to write")
+    pair: str = flag("fox_and_car", "of mini/subjects.py", choices=SETS)
+    steps: int = flag(300, "optimizer steps of each LoRA")
+    num_images: int = flag(4, "pictures with each method")
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> DemoArgs:
+    return parse(DemoArgs, __doc__, argv)
+
+
+def main(args: DemoArgs) -> None:
     subjects = subjects_of(args.pair)
     data = write_pair(args.output / args.pair, subjects, np.random.default_rng(0))
     prompt = f"a photo of {' and '.join(f'a {s.name}' for s in subjects)}, simple background."

@@ -7,7 +7,6 @@ What makes a subject itself (its colours and what it wears) is not told by its c
 wears is worn by nothing that the miniature was trained on.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from mini.art import Paint, Thing
 from mini.backgrounds import background_names, draw_background
 from mini.world import MAX_ANGLE, SIZE, Pose, draw_tile, paste, with_article
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_records
+from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
 
 PHOTOS = 5  # of each subject
@@ -129,17 +129,21 @@ def _photo(subject: Subject, background: str, rng: np.random.Generator, size: in
     return SubjectPhoto(pixels, masks[0], caption)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--photos", type=int, default=PHOTOS, help="of each subject")
-    parser.add_argument("--size", type=int, default=SIZE, help="side of a photo (px)")
-    parser.add_argument("--seed", type=int, default=0, help="of the photos")
-    return parser.parse_args(argv)
+@dataclass
+class SubjectsArgs:
+    """subjects"""
+
+    output: Path = flag(Path(), "folder to write", required=True)
+    photos: int = flag(PHOTOS, "of each subject")
+    size: int = flag(SIZE, "side of a photo (px)")
+    seed: int = flag(0, "of the photos")
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> SubjectsArgs:
+    return parse(SubjectsArgs, __doc__, argv)
+
+
+def main(args: SubjectsArgs) -> None:
     """Write every set's data folder and a sheet with photos of every subject."""
     for i, name in enumerate(SETS):
         rng = np.random.default_rng([args.seed, i])

@@ -6,10 +6,10 @@
 They know nothing, so their pictures are noise; what they prove is that the code runs.
 """
 
-import argparse
 import gzip
 import json
 import math
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ from transformers import (
     T5Tokenizer,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from mudi.ground.flags import flag, parse
 
 NUM_MERGES = 2000  # of CLIP's 48,894; common English words stay whole
 PROMPT_TOKENS = 77
@@ -374,15 +376,20 @@ def _build_tiny_sam(checkpoint: str | None = None) -> Sam:
 FAMILIES = {"sdxl": tiny_sdxl, "flux": tiny_flux}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("folder", type=Path, help="where the pipeline is saved")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    return parser.parse_args(argv)
+@dataclass
+class TinyArgs:
+    """tiny"""
+
+    family: str = flag("", "whose pipeline", positional=True, choices=FAMILIES)
+    folder: Path = flag(Path(), "where it is saved", positional=True)
+    seed: int = flag(0, "of the random weights")
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> TinyArgs:
+    return parse(TinyArgs, __doc__, argv)
+
+
+def main(args: TinyArgs) -> None:
     FAMILIES[args.family](args.seed).save_pretrained(args.folder)
     print(f"saved a random {args.family} pipeline to {args.folder}")
 

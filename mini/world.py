@@ -6,7 +6,6 @@ Every scene is a function of the generator it is drawn with. Masks and boxes are
 evaluated subjects wear never occurs here; see mini/subjects.py.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mini.art import KINDS, Thing, draw
 from mini.backgrounds import draw_background, random_name
 from mini.cast import CAST_OF, NAMES, STRIPES, kind_of, plain_thing, told_thing
 from mudi.ground.files import write_image
+from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, tight_box
 from mudi.segmix import SDXL_STYLE, collage_prompt
@@ -259,17 +259,21 @@ def _list_phrase(names: Sequence[str], rng: np.random.Generator) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if count > 1 else parts)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--count", type=int, default=40, help="scenes to draw")
-    parser.add_argument("--size", type=int, default=SIZE, help="side of a scene (px)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first scene")
-    parser.add_argument("--output", type=Path, default=Path("scenes.png"), help="sheet to write")
-    return parser.parse_args(argv)
+@dataclass
+class WorldArgs:
+    """world"""
+
+    count: int = flag(40, "scenes to draw")
+    size: int = flag(SIZE, "side of a scene (px)")
+    seed: int = flag(0, "of the first scene")
+    output: Path = flag(Path("scenes.png"), "sheet to write")
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> WorldArgs:
+    return parse(WorldArgs, __doc__, argv)
+
+
+def main(args: WorldArgs) -> None:
     """Write a sheet of training scenes with their captions."""
     seeds = range(args.seed, args.seed + args.count)
     scenes = [draw_scene(np.random.default_rng(seed), args.size) for seed in seeds]

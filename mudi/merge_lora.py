@@ -8,10 +8,54 @@ base model, into a plain LoRA that comes near. Words that were learned with them
 mean, whatever the weights, in a file beside the result.
 """
 
-import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from mudi.ground.flags import flag, parse
+from mudi.ground.lora_names import DORA_ERROR, DORA_RANK
+from mudi.training.args import SAVE_PRECISIONS
+
+
+@dataclass
+class PlainArgs:
+    """DoRA, which is brought into a plain LoRA"""
+
+    pretrained_model_name_or_path: str | None = flag(
+        None, "base model that it was trained on: folder or hub id"
+    )
+    variant: str | None = flag(None, 'weight files of the base model, e.g. "fp16"')
+    dora_rank: int = flag(DORA_RANK, "of that LoRA", at_least=1)
+    dora_error: float = flag(DORA_ERROR, "the part of the DoRA that may be lost at most")
+
+
+@dataclass
+class MergeArgs(PlainArgs):
+    """LoRAs"""
+
+    loras: list[Path] = flag(
+        [], "LoRA files of any naming, run folders, PEFT folders", positional=True, nargs="+"
+    )
+    weights: list[float] | None = flag(None, "one a LoRA; unset: 1 for each", nargs="+")
+    output: Path = flag(Path(), "file: NAME.safetensors", required=True)
+    output_kohya_format: bool = flag(
+        True, "also write NAME_kohya.safetensors, for ComfyUI and all others"
+    )
+    save_precision: str = flag(
+        "float32",
+        "of the files; a refit starts from float32 exactly",
+        choices=SAVE_PRECISIONS,
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> MergeArgs:
+    return parse(MergeArgs, __doc__, argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
+
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from peft import LoraConfig
@@ -19,12 +63,10 @@ from torch import Tensor
 
 from mudi import dora
 from mudi.ground.errors import SetupError, program, refuse
-from mudi.ground.flags import BooleanFlag, Parser
-from mudi.ground.lora_names import DORA_ERROR, DORA_RANK
+from mudi.ground.flags import range_complaints
 from mudi.ground.lora_outline import LoraFileError, LoraOutline, file_header, outline
 from mudi.learned_words import Joined, join_words, save_words
 from mudi.lora_files import TRIGGERS_KEY, About, read_lora, write_diffusers, write_kohya
-from mudi.training.args import SAVE_PRECISIONS
 from mudi.words import FILE_NAME, WordError, words_file
 
 A, B = ".lora_A.weight", ".lora_B.weight"
@@ -140,42 +182,9 @@ def read_plain(
     return plain.states
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flag = parser.add_argument
-    flag("loras", nargs="+", type=Path, help="LoRA files of any naming, run folders, PEFT folders")
-    flag("--weights", nargs="+", type=float, help="one a LoRA; unset: 1 for each")
-    flag("--output", type=Path, required=True, help="file: NAME.safetensors")
-    flag(
-        "--output_kohya_format",
-        action=BooleanFlag,
-        default=True,
-        help="also write NAME_kohya.safetensors, for ComfyUI and all others (the default)",
-    )
-    flag(
-        "--save_precision",
-        choices=SAVE_PRECISIONS,
-        default="float32",
-        help="of the files (float32, which a refit starts from exactly)",
-    )
-    group = parser.add_argument_group("DoRA, which is brought into a plain LoRA")
-    group.add_argument(BASE_FLAG, help="base model that it was trained on: folder or hub id")
-    group.add_argument("--variant", help='weight files of the base model, e.g. "fp16"')
-    group.add_argument(
-        "--dora_rank", type=int, default=DORA_RANK, help=f"of that LoRA ({DORA_RANK})"
-    )
-    group.add_argument(
-        "--dora_error",
-        type=float,
-        default=DORA_ERROR,
-        help=f"the part of the DoRA that may be lost at most ({DORA_ERROR:g})",
-    )
-    return parser.parse_args(argv)
-
-
 @program
-def main(args: argparse.Namespace) -> None:
-    problems: list[str] = []
+def main(args: MergeArgs) -> None:
+    problems = range_complaints(args)
     weights = args.weights or [1.0] * len(args.loras)
     if len(weights) != len(args.loras):
         problems.append(f"--weights: {len(weights)} numbers for {len(args.loras)} LoRAs")
@@ -183,8 +192,6 @@ def main(args: argparse.Namespace) -> None:
         problems.append("--weights: all must be finite numbers")
     if args.output.suffix != ".safetensors":
         problems.append(f"--output {args.output}: must end in .safetensors")
-    if args.dora_rank < 1:
-        problems.append(f"--dora_rank {args.dora_rank}: must be 1 or more")
     base = args.pretrained_model_name_or_path
     outlines = read_outlines(args.loras, problems, base)
     words = read_words(outlines, problems)
@@ -205,7 +212,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write(
-    merged: dict[str, dict[str, Tensor]], outlines: Sequence[LoraOutline], args: argparse.Namespace
+    merged: dict[str, dict[str, Tensor]], outlines: Sequence[LoraOutline], args: MergeArgs
 ) -> int:
     """Write the merged LoRA for diffusers and for all other programs; return its rank."""
     layers = {
@@ -232,4 +239,4 @@ def write(
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(ARGS)

@@ -5,8 +5,8 @@
 Subjects and others are the miniature's (mini/sprites, MIT). The same seed draws the same files.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 from mini.art import Paint, Thing
 from mini.subjects import subjects_of, write_pair
 from mini.world import Pose, draw_tile, paste
+from mudi.ground.flags import flag, parse
 
 SUBJECTS = subjects_of("robot_and_teddy_bear")
 ROBOT, BEAR = (subject.thing for subject in SUBJECTS)
@@ -54,15 +55,19 @@ def compose(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="of places and sizes")
-    return parser.parse_args(argv)
+@dataclass
+class ExampleArgs:
+    """examples"""
+
+    output: Path = flag(Path(), "folder to write to", required=True)
+    seed: int = flag(0, "of places and sizes")
 
 
-def main(args: argparse.Namespace) -> None:
+def parse_args(argv: list[str] | None = None) -> ExampleArgs:
+    return parse(ExampleArgs, __doc__, argv)
+
+
+def main(args: ExampleArgs) -> None:
     """Write references/, a data folder as training takes it, and pictures/."""
     rng = np.random.default_rng(args.seed)
     write_pair(args.output / "references", SUBJECTS, rng, REFERENCES, REFERENCE_SIDE)

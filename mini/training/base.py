@@ -3,8 +3,6 @@
     python -m mini.training.base --vae output/mini/vae --output output/mini/sdxl --minutes 480
 
 The same command continues where the last one stopped; `--start_from mini/weights/sdxl` goes on
-from mini.training.state import STATE_DIR
-from mudi.ground.errors import refuse
 from committed weights with a fresh optimizer. The result are the running means of the weights, in
 fp16, as an ordinary `StableDiffusionXLPipeline` folder.
 """

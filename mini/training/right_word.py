@@ -8,7 +8,6 @@ with the same caption in which one word is exchanged: the colour, the class, or 
 for that of another character of its class.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,8 @@ from mini.training.base_model import denoiser_of, load_pipeline
 from mini.training.latents import encode
 from mini.training.stream import HELD_OUT_SEED
 from mini.world import arrange, describe
-from mudi.ground.errors import SetupError, program
+from mudi.ground.errors import SetupError, program, refuse
+from mudi.ground.flags import MODEL_INDEX, flag, parse, range_complaints
 from mudi.segmix import SDXL_STYLE
 
 LEVELS = (500, 800, 950)  # timesteps; below there is little that a word could tell
@@ -131,21 +131,24 @@ def _error(
     return (predicted - noise).square().mean(dim=(1, 2, 3))
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--base", type=Path, required=True, help="folder of a miniature")
-    parser.add_argument("--count", type=int, default=256, help="scenes for each word")
-    return parser.parse_args(argv)
+@dataclass
+class RightWordArgs:
+    """right word"""
+
+    base: Path = flag(Path(), "folder of a miniature", required=True)
+    count: int = flag(256, "scenes for each word", at_least=1)
+
+
+def parse_args(argv: list[str] | None = None) -> RightWordArgs:
+    return parse(RightWordArgs, __doc__, argv)
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: RightWordArgs) -> None:
     """Print the shares as JSON: word -> level -> share."""
-    if args.count <= 0:
-        raise SetupError("--count must be above 0")
-    if not (args.base / "model_index.json").is_file():
-        raise SetupError(f"--base {args.base}: no pipeline there (no model_index.json)")
+    refuse(range_complaints(args))
+    if not (args.base / MODEL_INDEX).is_file():
+        raise SetupError(f"--base {args.base}: no pipeline there (no {MODEL_INDEX})")
     pipeline = load_pipeline(args.base)
     shares = {word: right_word(pipeline, word, args.count) for word in CHOICES}
     print(json.dumps(shares, indent=1))

@@ -69,6 +69,7 @@ def flag(
     refused: str | None = None,
     on_resume: str = COMPARED,
     origin: bool = False,
+    positional: bool = False,
     **words: Any,
 ) -> Any:
     """Declare a flag as a field of a dataclass, of the field's name and type; see `parse`.
@@ -78,6 +79,7 @@ def flag(
         refused: why the flag is an error, and what to use.
         on_resume: what a continued run may do with it.
         origin: what is made follows from it.
+        positional: written without its name.
         words: more for `add_argument`.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
@@ -85,6 +87,7 @@ def flag(
         words |= {"action": RefusedFlag, "const": refused}
     words |= {"help": help, "default": default}
     metadata = {"words": words, "bounds": bounds, "on_resume": on_resume, "origin": origin}
+    metadata["dashes"] = "" if positional else "--"
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -95,6 +98,7 @@ def parse(
     description: str | None,
     argv: Sequence[str] | None,
     prog: str | None = None,
+    rest: str | None = None,
     **defaults: Any,
 ) -> Record:
     """Read a command line into a dataclass whose fields are declared by `flag`.
@@ -102,9 +106,12 @@ def parse(
     Each of its bases is a group of flags, titled by its docstring.
 
     Args:
+        rest: the field that takes the words which no flag knows; unset: they are an error.
         defaults: in place of the fields' own.
     """
-    parser = Parser(prog=prog, description=description, formatter_class=_Formatter)
+    parser = Parser(
+        prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=rest is None
+    )
     kinds = get_type_hints(record)
     declared: Any = record
     flags = {f.name: f for f in fields(declared) if "words" in f.metadata}
@@ -116,8 +123,12 @@ def parse(
             words = dict(flags[name].metadata["words"])
             if name in defaults:
                 words |= {"default": defaults[name], "required": False}
-            group.add_argument(f"--{name}", **words, **_kind(kinds[name], words))
-    return record(**vars(parser.parse_args(argv)))
+            written = flags[name].metadata["dashes"] + name
+            group.add_argument(written, **words, **_kind(kinds[name], words))
+    if rest is None:
+        return record(**vars(parser.parse_args(argv)))
+    known, unknown = parser.parse_known_args(argv)
+    return record(**vars(known), **{rest: unknown})
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
