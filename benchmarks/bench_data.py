@@ -33,6 +33,7 @@ from benchmarks.common import OUTPUT, BenchArgs, finish, table
 from benchmarks.parts import host_memory
 from mudi import segmix
 from mudi.data import Draw, SampleOptions, SegMixDataset
+from mudi.ground.errors import program
 from mudi.ground.flags import flag, parse
 from mudi.images import load_mask, load_rgb
 from mudi.metadata import Subjects, load_subjects
@@ -87,6 +88,7 @@ def parse_args(argv: list[str] | None = None) -> DataArgs:
     return args
 
 
+@program
 def main(args: DataArgs) -> None:
     if args.grow:
         rows = [row for what in args.grow for row in growth(args, what)]

@@ -32,6 +32,7 @@ from detect_and_compare.embed import load_embedder
 from detect_and_compare.measure import score_images
 from mini.tiny import clip_tokenizer, save_tiny_dinov2, save_tiny_owlv2
 from mini.training import detector as train_detector
+from mudi.ground.errors import program
 from mudi.ground.flags import flag, parse
 from mudi.images import Box
 from mudi.masks.segment import Detection
@@ -67,6 +68,7 @@ def parse_args(argv: list[str] | None = None) -> DncArgs:
     return args
 
 
+@program
 def main(args: DncArgs) -> None:
     device = settle_device(args)
     with TemporaryDirectory(prefix="bench-") as folder:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from benchmarks.bases import pipeline_of
 from benchmarks.common import EXAMPLE, FAMILIES, OUTPUT, BenchArgs, finish, settle_device, table
 from benchmarks.parts import GIB, Meter
+from mudi.ground.errors import program
 from mudi.ground.flags import flag, parse
 from mudi.metadata import load_subjects
 from mudi.pictures.sampling import Sampler, Sampling, Shot
@@ -62,6 +63,7 @@ def parse_args(argv: list[str] | None = None) -> InferArgs:
     return args
 
 
+@program
 def main(args: InferArgs) -> None:
     device = settle_device(args)
     subjects = load_subjects(args.instance_data_dir)

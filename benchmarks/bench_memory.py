@@ -39,6 +39,7 @@ from benchmarks.common import (
 from benchmarks.parts import GIB, Cost, Meter, Parts
 from mudi.backbones import quantization
 from mudi.data import Batch
+from mudi.ground.errors import SetupError, program
 from mudi.ground.flags import flag, parse
 
 STEPS = 4  # the first makes the optimizer's state
@@ -75,12 +76,13 @@ def parse_args(argv: list[str] | None = None) -> MemoryArgs:
     return parse(MemoryArgs, __doc__, argv, rest="script_flags", json=OUTPUT / "memory.json")
 
 
+@program
 def main(args: MemoryArgs) -> None:
     device = settle_device(args)
     row = ROWS[args.row]
     imports = import_time(row.family) if args.imports else Cost()
     if "nf4" in row.flags and (problems := quantization.complaints("nf4")):
-        raise SystemExit(f"--row {args.row}: not measured: {problems[0]}")
+        raise SetupError(f"--row {args.row}: not measured: {problems[0]}")
     parts = Parts(Meter(device, memory=True))
     steps = Steps(parts)
     with (

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.bench_step import STEPS
 from benchmarks.common import FAMILIES, OUTPUT, ROOT, BenchArgs, finish, settle_device, table
+from mudi.ground.errors import SetupError, program
 from mudi.ground.flags import flag, parse
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -41,6 +42,7 @@ def parse_args(argv: list[str] | None = None) -> ProcessesArgs:
     return parse(ProcessesArgs, __doc__, argv, rest="script_flags", json=OUTPUT / "processes.json")
 
 
+@program
 def main(args: ProcessesArgs) -> None:
     device = settle_device(args)
     cores = os.cpu_count() or 1
@@ -59,7 +61,7 @@ def launch(args: ProcessesArgs, processes: int, threads: int) -> dict[str, Any]:
     """Run bench_step in that many processes and return what the first one measured.
 
     Raises:
-        SystemExit: the launch failed.
+        SetupError: the launch failed.
     """
     several = ["--multi_gpu", "--main_process_port=0"] if processes > 1 else []
     with TemporaryDirectory(prefix="bench-") as folder:
@@ -72,7 +74,7 @@ def launch(args: ProcessesArgs, processes: int, threads: int) -> dict[str, Any]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         if done.returncode:
-            raise SystemExit(f"bench_step failed in {processes} processes; see above")
+            raise SetupError(f"bench_step failed in {processes} processes; see above")
         measured = json.loads(result.read_text())["rows"][0]
     pictures = measured["batch_size"] * measured["passes_a_step"] * processes
     return {

@@ -31,6 +31,7 @@ from benchmarks.bases import base_model
 from benchmarks.common import EXAMPLE, FAMILIES, OUTPUT, BenchArgs, finish, settle_device, table
 from benchmarks.parts import GIB, REST, Cost, Meter, Parts, gpu_memory, host_memory
 from mudi.data import Batch
+from mudi.ground.errors import program
 from mudi.ground.flags import flag, parse
 
 # As published; the miniature's are those of mini/demo.py and the experiments.
@@ -88,6 +89,7 @@ def parse_args(argv: list[str] | None = None) -> StepArgs:
     return args
 
 
+@program
 def main(args: StepArgs) -> None:
     device = settle_device(args)
     runs: list[tuple[dict[str, Any], str, Path]] = []

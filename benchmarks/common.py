@@ -17,6 +17,7 @@ import torch
 
 from mudi.backbones import flux, sdxl
 from mudi.ground.devices import on_gpu
+from mudi.ground.errors import SetupError
 from mudi.ground.files import write_text
 from mudi.ground.flags import flag
 
@@ -51,7 +52,7 @@ def settle_device(args: BenchArgs) -> torch.device:
     if args.device is None:
         args.device = "cuda" if on_gpu() else "cpu"
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: there is no CUDA GPU here")
+        raise SetupError("--device cuda: there is no CUDA GPU here")
     os.environ["ACCELERATE_USE_CPU"] = str(args.device == "cpu").lower()
     return torch.device(args.device)
 

@@ -201,7 +201,7 @@ def main(args: DownloadArgs) -> int:
         fetch_folders(args.repository, args.output, folders)
         problems = check_folders(args.output, folders)
     except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on with the folder where it was") from None
+        raise SetupError("stopped; the same command goes on with the folder where it was") from None
     if problems:
         print(f"{len(problems)} problem(s); what was fetched stays:", *problems, sep="\n")
     return 1 if problems else 0
