@@ -1,8 +1,9 @@
 """Instances: particular things, seen again and again, for those who must tell them apart.
 
-An instance is a class with particular colours, and what it wears or carries, if anything. What the
-evaluated subjects wear is not in any training data, and four training accessories are too few to
-learn what wearing is; so here many instances carry a badge, which is any small coloured shape.
+An instance is a class with a particular colour or two, and what it wears or carries, if anything.
+What the evaluated subjects wear is not in any training data, and four training accessories are too
+few to learn what wearing is; so here many instances carry a badge, which is any small coloured
+shape.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,10 @@ from mini.art import (
     random_paint,
 )
 from mini.backgrounds import random_name
+from mini.cast import STRIPED_SHARE, STRIPES
 from mini.world import SIZE, arrange
 
+TWO_COLOURS_SHARE = 0.5  # of the bodies, in halves or stripes; the evaluated subjects all have two
 SMALLEST_SHRINK = 0.6  # of the things in a scene, against the world's training scenes
 BADGE_SIDES = (0.2, 0.5)  # share of the instance's side
 BADGE_REACH = ((-0.3, 0.3), (-0.5, 0.4))  # of its centre across and down, in sides from the middle
@@ -79,7 +82,16 @@ def random_instance(
     rng: np.random.Generator, wardrobe: Wardrobe, noun: str | None = None
 ) -> Instance:
     """Draw how an instance looks, of any class if none is given."""
-    return dress(Thing(noun or str(rng.choice(list(KINDS))), random_paint(rng)), rng, wardrobe)
+    return dress(random_body(noun or str(rng.choice(list(KINDS))), rng), rng, wardrobe)
+
+
+def random_body(noun: str, rng: np.random.Generator) -> Thing:
+    """Draw a thing of any one colour or any two, with nothing on."""
+    body = Thing(noun, random_paint(rng))
+    if rng.random() >= TWO_COLOURS_SHARE:
+        return body
+    bands = STRIPES if rng.random() < STRIPED_SHARE else 2
+    return replace(body, second_paint=random_paint(rng), bands=bands)
 
 
 def dress(thing: Thing, rng: np.random.Generator, wardrobe: Wardrobe) -> Instance:
@@ -121,7 +133,8 @@ def family(rng: np.random.Generator, wardrobe: Wardrobe) -> list[Instance]:
     others = [noun for noun in KINDS if noun != thing.noun]
 
     def recoloured() -> Instance:
-        return replace(first, thing=replace(thing, paint=random_paint(rng)))
+        second = random_paint(rng) if rng.random() < 0.5 else thing.second_paint
+        return replace(first, thing=replace(thing, paint=random_paint(rng), second_paint=second))
 
     def renamed() -> Instance:
         return replace(first, thing=replace(thing, noun=str(rng.choice(others))))
@@ -148,8 +161,12 @@ def family(rng: np.random.Generator, wardrobe: Wardrobe) -> list[Instance]:
 def mix(one: Instance, other: Instance, rng: np.random.Generator) -> Instance:
     """Return an instance of the first's class, in between in colours, with what either wears."""
     worn = one if rng.random() < 0.5 else other
-    paint = halfway(one.thing.paint, other.thing.paint)
-    return Instance(replace(worn.thing, noun=one.thing.noun, paint=paint), worn.badge)
+    own, its = one.thing, other.thing
+    colours = {
+        "paint": halfway(own.paint, its.paint),
+        "second_paint": halfway(own.second_paint, its.second_paint),
+    }
+    return Instance(replace(worn.thing, noun=own.noun, bands=own.bands, **colours), worn.badge)
 
 
 def halfway(one: Paint, other: Paint) -> Paint:
