@@ -6,13 +6,10 @@
 They know nothing, so their pictures are noise; what they prove is that the code runs.
 """
 
-import gzip
 import json
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -35,8 +32,8 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 from tokenizers import Tokenizer
-from tokenizers.models import Unigram
-from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.models import Unigram, WordLevel
+from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
 from tokenizers.trainers import UnigramTrainer
 from transformers import (
     BitImageProcessor,
@@ -51,52 +48,33 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2Model,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessor,
     Owlv2Processor,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from mudi import prompt_tokens
 from mudi.ground.flags import flag, parse
 
-NUM_MERGES = 2000  # of CLIP's 48,894; common English words stay whole
-PROMPT_TOKENS = 77
+NUM_MERGES = 2000  # of CLIP's many; common English words stay whole
 TEXT_WIDTH = 32
 FLUX_CHANNELS = 16
 TINY_SAM = "tiny"
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Build a CLIP tokenizer from the first merges of the real vocabulary.
-
-    Every byte is a token, so any prompt can be encoded. The real merges ship in open_clip_torch.
-    """
-    spec = find_spec("open_clip")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("open_clip_torch is missing: pip install -r requirements.txt")
-    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    merges: Any = [tuple(line.split()) for line in lines[1 : NUM_MERGES + 1]]
-    letters = _byte_letters()
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += ["".join(pair) for pair in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))},
-        merges=merges,
-        model_max_length=PROMPT_TOKENS,
-    )
-
-
-def _byte_letters() -> list[str]:
-    """Return the printable stand-ins of the 256 bytes in byte-level BPE (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
+    """Build a CLIP tokenizer from the first merges of the real vocabulary."""
+    return prompt_tokens.clip_tokenizer(NUM_MERGES)
 
 
 def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
@@ -200,7 +178,7 @@ def _clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=PROMPT_TOKENS,
+        max_position_embeddings=prompt_tokens.CLIP_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -251,6 +229,72 @@ def save_tiny_owlv2(folder: Path, grid: int = 1, seed: int = 0) -> Path:
     image_processor = Owlv2ImageProcessor(size={"height": 16 * grid, "width": 16 * grid})
     tokenizer.model_max_length = 16
     Owlv2Processor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_llava(folder: Path, answer: str, seed: int = 0) -> Path:
+    """Save a LLaVA that sees pictures at 32 px and answers all questions alike.
+
+    Its language model is a table of which word follows which: `answer`, a sentence whose words all
+    differ, follows the question's last word. All else about it is random.
+    """
+    torch.manual_seed(seed)
+    ends = ["<pad>", "</s>", "<unk>", "<image>"]
+    words = answer.split()
+    vocabulary = {word: i for i, word in enumerate([*ends, *words])}
+    table = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    table.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=table,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    size = len(vocabulary)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, num_hidden_layers=2, image_size=32, patch_size=16),
+        text_config=LlamaConfig(
+            vocab_size=size,
+            hidden_size=2 * size,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            pad_token_id=0,
+            eos_token_id=1,
+        ),
+        image_token_index=vocabulary["<image>"],
+        image_seq_length=4,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    language = model.model.language_model
+    layer = language.layers[0]
+    for adds_nothing in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        torch.nn.init.zeros_(adds_nothing.weight)
+    follows = {i: i + 1 for i in range(len(ends), size - 1)} | {size - 1: 1}
+    with torch.no_grad():
+        language.embed_tokens.weight.copy_(torch.eye(size, 2 * size))
+        model.lm_head.weight.zero_()
+        for token in range(size):
+            model.lm_head.weight[follows.get(token, len(ends)), token] = 1.0
+    model.generation_config.update(pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(folder)
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=(
+            "{% for message in messages %}{% for part in message.content %}"
+            "{% if part.type == 'image' %} <image> {% else %}{{ part.text }}{% endif %}"
+            "{% endfor %}{% endfor %} ANSWER:"
+        ),
+    ).save_pretrained(folder)
     return folder
 
 
@@ -343,6 +387,54 @@ def save_tiny_sam(path: Path, seed: int = 0) -> str:
     sam_model_registry[TINY_SAM] = _build_tiny_sam
     torch.save(_build_tiny_sam().state_dict(), path)
     return TINY_SAM
+
+
+def save_sam_that_sees_brightness(path: Path) -> str:
+    """Save a tiny SAM whose masks are known; return its --sam_type.
+
+    A mask is what is brighter than SAM's mean colour, at 16 px of 256, less what lies nearer to a
+    negative point than to a positive one. Of the 32 channels 0 and 1 carry +brightness and
+    -brightness, which every norm makes +1 and -1 (times a constant), and 2 carries points' labels.
+    """
+    kind = save_tiny_sam(path)
+    weights = {name: torch.zeros_like(w) for name, w in torch.load(path).items()}
+    patch = weights["image_encoder.patch_embed.proj.weight"]
+    patch[0], patch[1] = 1.0, -1.0
+    for channel in (0, 1):
+        weights["image_encoder.neck.0.weight"][channel, channel] = 1.0
+        weights["image_encoder.neck.2.weight"][channel, channel, 1, 1] = 1.0
+    _heed_points(weights)
+    upscaling = "mask_decoder.output_upscaling"
+    for channel, sign in ((0, 1.0), (1, -1.0)):
+        weights[f"{upscaling}.0.weight"][[0, 2], channel] = sign  # bright, and ...
+        weights[f"{upscaling}.0.bias"][channel] = -1.6 * sign  # ... not nearer to a negative
+        weights[f"{upscaling}.3.weight"][channel, channel] = 1.0
+    norms = "image_encoder.neck.1", "image_encoder.neck.3", f"{upscaling}.1"
+    for norm in (*norms, "mask_decoder.transformer.layers.0.norm4"):
+        weights[f"{norm}.weight"] += 1.0
+    for i in range(4):
+        last = f"mask_decoder.output_hypernetworks_mlps.{i}.layers.2.bias"
+        weights[last][:2] = torch.tensor([1.0, -1.0])
+    torch.save(weights, path)
+    return kind
+
+
+def _heed_points(weights: dict[str, torch.Tensor]) -> None:
+    """Let every place of the picture attend to the point that is nearest to it."""
+    matrix = weights["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
+    matrix[0, 8] = matrix[1, 9] = 1 / 8  # an eighth of a turn each way from the centre
+    sines_and_cosines = [8, 9, 8 + 16, 9 + 16]  # of x and y, as that layer lays them out
+    weights["prompt_encoder.point_embeddings.0.weight"][0, 2] = -1.0
+    weights["prompt_encoder.point_embeddings.1.weight"][0, 2] = 1.0
+    layer = "mask_decoder.transformer.layers.0"
+    for norm in ("norm1", "norm2", "norm3"):
+        weights[f"{layer}.{norm}.weight"][2] = 1.0  # of the points; their places stay as they are
+    for attention, label_scale in (("self_attn", 1.0), ("cross_attn_image_to_token", 0.7)):
+        for i, channel in enumerate(sines_and_cosines):
+            for role in ("q", "k"):
+                weights[f"{layer}.{attention}.{role}_proj.weight"][i, channel] = 60.0
+        weights[f"{layer}.{attention}.v_proj.weight"][0, 2] = 1.0
+        weights[f"{layer}.{attention}.out_proj.weight"][2, 0] = label_scale
 
 
 def _build_tiny_sam(checkpoint: str | None = None) -> Sam:
