@@ -52,8 +52,10 @@ class Point:
 
     @property
     def error(self) -> float:
-        """The standard error of the success."""
-        return (self.success * (1 - self.success) / self.joint) ** 0.5
+        """The standard error of the success; with a success and a failure more it is never 0."""
+        count = self.joint + 2
+        share = (self.success * self.joint + 1) / count
+        return (share * (1 - share) / count) ** 0.5
 
 
 def curve_of(lines: Iterable[Line], embedder: str) -> list[Point]:
@@ -110,8 +112,11 @@ def reasons(curve: Sequence[Point]) -> list[str]:
         )
     before = [point for point in curve if point.step < chosen.step]
     after = [point for point in curve if point.step > chosen.step]
-    lines += [f"before it, {_mostly(before)}"] * bool(before)
-    lines += [f"after it, {_mostly(after)}"] * bool(after)
+    lines += [
+        f"{when} it, {_mostly(points)}"
+        for when, points in (("before", before), ("after", after))
+        if points
+    ]
     if not after and len(curve) > 1:
         merges = chosen.merge > chosen.swap
         lines.append("it is the last" + (" and still merges: train longer" if merges else ""))
