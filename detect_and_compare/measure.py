@@ -6,6 +6,7 @@ records = score_images(paths, references.images, detector, load_embedder("dreams
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from detect_and_compare.args import BATCH_SIZE
 from detect_and_compare.detect import ImageDetector, square_crop
 from detect_and_compare.embed import Embedder, cached_embeddings
 from detect_and_compare.score import (
+    Likeness,
     Matching,
     Norm,
     Verdict,
     count_aware_score,
     detected_matrix,
     dnc_score,
+    likenesses,
     reference_matrix,
     similarity_matrix,
     verdicts,
@@ -51,6 +54,7 @@ class Record:
         similarity: (n, N) mean cosine of each crop to each subject's references.
         matrix: S_DC (N, N), row i is the crop matched to subject i; None where n differs from N.
         verdicts: what became of each subject, by id.
+        likenesses: whom each crop is most like, as an index into the subjects.
         size: (W, H) of the upright picture.
         problem: why the picture can't be read.
     """
@@ -60,6 +64,7 @@ class Record:
     similarity: np.ndarray | None = None
     matrix: np.ndarray | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    likenesses: list[Likeness] = field(default_factory=list)
     size: tuple[int, int] | None = None
     problem: str | None = None
 
@@ -109,6 +114,14 @@ class Metric:
         ]
         self.expected = reference_matrix(self._references)
 
+    def about(self, subjects: Sequence[str]) -> "Metric":
+        """Return the metric of pictures that are to show just these of the subjects."""
+        part = copy(self)
+        part._subjects = list(subjects)
+        part._references = [self._references[self._subjects.index(s)] for s in subjects]
+        part.expected = reference_matrix(part._references)
+        return part
+
     def __call__(
         self, images: Sequence[Image.Image], found: Sequence[Sequence[Detection]]
     ) -> list[Record]:
@@ -139,6 +152,7 @@ class Metric:
             similarity_matrix(crops, self._references),
             detected_matrix(crops, self._references, matching) if square else None,
             dict(zip(self._subjects, judged, strict=True)),
+            likenesses(crops, self._references),
             size,
         )
 

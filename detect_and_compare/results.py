@@ -1,7 +1,5 @@
 """Records as lines of JSON, and what many of them come to."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from detect_and_compare.measure import Record
-from detect_and_compare.pictures import Picture
 from detect_and_compare.score import Verdict
-from mudi.ground.files import write_text
+from mudi.ground.files import write_table
 from mudi.texts import printable
 
 DIGITS = 6  # of the numbers in scores.jsonl and summary.csv
@@ -22,7 +19,7 @@ Line = dict[str, Any]
 
 
 def to_line(
-    picture: Picture, records: Mapping[str, Record], text_fidelity: float | None = None
+    stamp: Mapping[str, Any], records: Mapping[str, Record], text_fidelity: float | None = None
 ) -> Line:
     """Return a picture's line of scores.jsonl.
 
@@ -33,13 +30,14 @@ def to_line(
     read: `problem` and nothing of what comes from its pixels.
 
     Args:
+        stamp: what the line begins with; see `Picture.stamp`.
         records: the picture's by embedder.
     """
     first = next(iter(records.values()))
     if first.size is None:
-        return {**picture.stamp, "problem": first.problem}
+        return {**stamp, "problem": first.problem}
     line = {
-        **picture.stamp,
+        **stamp,
         "size": first.size,
         "boxes": first.boxes,
         "confidences": [round(detection.score, DIGITS) for detection in first.detections],
@@ -163,10 +161,7 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None
 
 def write_summary(path: Path, rows: Sequence[Summary], group_by: str | None) -> None:
     """Write summary.csv; its first column is named after the --group_by key, if there is one."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     tables = [asdict(row) for row in rows]
-    columns = [key for key in tables[0] if key != "group" or group_by]
-    writer.writerow([group_by if key == "group" else key for key in columns])
-    writer.writerows([[table[key] for key in columns] for table in tables])
-    write_text(path, text.getvalue())
+    columns = {key: group_by if key == "group" else key for key in tables[0]}
+    named = {key: name for key, name in columns.items() if name}
+    write_table(path, [{name: table[key] for key, name in named.items()} for table in tables])

@@ -79,7 +79,7 @@ def flag(
         refused: why the flag is an error, and what to use.
         on_resume: what a continued run may do with it.
         origin: what is made follows from it.
-        positional: written without its name.
+        positional: given by its place, without the name.
         words: more for `add_argument`.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
@@ -151,9 +151,14 @@ def resuming(args: Any, rule: str) -> list[str]:
     return [f.name for f in fields(args) if f.metadata.get("on_resume") == rule]
 
 
-def origins(args: Any) -> dict[str, Any]:
-    """Return the flags of a record that what is made follows from."""
-    return {f.name: getattr(args, f.name) for f in fields(args) if f.metadata.get("origin")}
+def origins(args: Any, group: Any = None) -> dict[str, Any]:
+    """Return the flags of a record that what is made follows from.
+
+    Args:
+        group: one of the record's bases, of which alone the flags are wanted; None: of all.
+    """
+    declared = fields(args if group is None else group)
+    return {f.name: getattr(args, f.name) for f in declared if f.metadata.get("origin")}
 
 
 def range_complaints(args: Any) -> list[str]:
