@@ -226,7 +226,7 @@ def origin_of(args: PictureArgs, subjects: Subjects | None) -> dict[str, Any]:
     files = [lora_path(Path(path)) for path in args.lora]
     words = [path for path in map(words_file, files) if path is not None]
     digests = [file_digest(path) for path in (*files, *words) if path.is_file()]
-    photos = subjects.photos if subjects else []
+    photos = subjects.cuts if subjects else []
     data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
     names = json.dumps(subjects.names if subjects else {})
     return {

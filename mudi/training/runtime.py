@@ -93,7 +93,7 @@ def cut_captions(args: TrainingArgs, backbone: Backbone, data: Data) -> list[str
         tokenizer = AutoTokenizer.from_pretrained(args.base, subfolder=backbone.tokenizer, **hub)
     limit = getattr(args, "max_sequence_length", tokenizer.model_max_length)
     seen = limit - tokenizer.num_special_tokens_to_add()
-    photos = [*data.subjects.photos, *(data.prior.photos if data.prior else ())]
+    photos = [*data.subjects.pictures, *(data.prior.photos if data.prior else ())]
     counts = [
         (photo.place, len(tokenizer.tokenize(caption)))
         for photo in photos
