@@ -12,7 +12,7 @@ output folder the JSONL is pictures.jsonl, which is read if the folder is named.
 scores.jsonl, summary.csv and report.html. A stopped run goes on with the same command.
 """
 
-from detect_and_compare.args import FOREGROUND, ScoreArgs
+from detect_and_compare.args import ScoreArgs
 from mudi.ground.flags import parse
 
 
@@ -32,45 +32,30 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from detect_and_compare.detect import (
-    CROPS,
-    ImageDetector,
-    load_detector,
-)
-from detect_and_compare.embed import DREAMSIM, load_embedder
-from detect_and_compare.measure import Metric, Variant, read_ahead, score_batch
+from detect_and_compare.judge import Basis, Judge, load_judge, read_basis
+from detect_and_compare.measure import read_ahead
 from detect_and_compare.pictures import IMAGE, PROMPT, Picture, find_pictures, without_results
-from detect_and_compare.references import (
-    References,
-    ReferencesError,
-    default_query,
-    load_references,
-)
 from detect_and_compare.report import Report, write_report
 from detect_and_compare.results import Line, summarise, to_line, write_summary
-from detect_and_compare.score import Norm
 from detect_and_compare.text import ClipText
 from mudi.ground.errors import RefusedError, program, refuse
 from mudi.ground.files import unwritable, write_text
-from mudi.ground.flags import DTYPES, differences, id_table, origins, range_complaints
+from mudi.ground.flags import DTYPES, differences, origins, range_complaints
 from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import ImageError
-from mudi.metadata import MetadataError
 from mudi.texts import printable
 
 SCORES, SUMMARY, REPORT, RUN = "scores.jsonl", "summary.csv", "report.html", "run.json"
 CACHE = "reference_embeddings"
-NORMS: dict[str, Norm] = {"2": 2, "fro": "fro"}
 
 
 @program
 def main(args: ScoreArgs) -> None:
     problems: list[str] = []
-    references = read_references(args, problems)
-    queries = read_queries(args, references.names, problems)
+    basis = read_basis(args, args.references, "--references", problems)
+    settings = {**origins(args), **basis.settings}
     pictures = find_pictures(args.images, problems)
-    settings = settings_of(args, references, queries)
     problems += flag_complaints(args, pictures) + change_complaints(args, settings)
     refuse(problems)
 
@@ -79,14 +64,14 @@ def main(args: ScoreArgs) -> None:
     for subject, query in settings["queries"].items():
         state.print(printable(f'{subject}: looking for "{query}"'))
     with state.local_main_process_first():  # fetches what the others then find on the disk
-        detector, metrics, clip_text = load_models(args, queries, references, state.device)
-    expected = {metric.name: metric.expected for metric in metrics}
+        judge, clip_text = load_models(args, basis, state.device)
+    expected = {metric.name: metric.expected for metric in judge.metrics}
     text_model = None if clip_text is None else clip_text.name
     begin(args, {**settings, "measures": [*expected, text_model]}, state)
 
     journal = Journal(args.output / SCORES, IMAGE, state)
     todo = [picture for picture in pictures if not is_scored(picture, journal.done)]
-    score(share(todo, state), args.batch_size, detector, metrics, clip_text, journal, state)
+    score(share(todo, state), args.batch_size, judge, clip_text, journal, state)
     lines = journal.finish([picture.name for picture in pictures])[: len(pictures)]
     if not state.is_main_process:
         return
@@ -95,7 +80,7 @@ def main(args: ScoreArgs) -> None:
     report = Report(
         lines=lines,
         pictures={picture.name: picture for picture in pictures},
-        references=references,
+        references=basis.references,
         expected=expected,
         summary=summary,
         queries=settings["queries"],
@@ -110,37 +95,8 @@ def main(args: ScoreArgs) -> None:
     print(f"look at {args.output / REPORT}")
 
 
-def read_references(args: ScoreArgs, problems: list[str]) -> References:
-    try:
-        return load_references(args.references, args.crop_references)
-    except (MetadataError, ReferencesError) as error:
-        problems += [f"--references {line}" for line in str(error).splitlines()]
-        return References({}, {})
-
-
-def read_queries(args: ScoreArgs, names: Mapping[str, str], problems: list[str]) -> dict[str, str]:
-    """Return what to look for, by subject."""
-    given = id_table(args.queries, "--queries", problems)
-    for subject in given:
-        if names and subject not in names:
-            problems.append(f"--queries {subject}: the subjects are {', '.join(names)}")
-    return {subject: given.get(subject) or default_query(name) for subject, name in names.items()}
-
-
-def settings_of(args: ScoreArgs, references: References, queries: dict[str, str]) -> dict[str, Any]:
-    """Return what the scores of a picture depend on."""
-    return {
-        **origins(args),
-        "queries": {} if args.detector == FOREGROUND else queries,
-        "references": references.digest,
-        "crops": CROPS,
-    }
-
-
 def flag_complaints(args: ScoreArgs, pictures: Sequence[Picture]) -> list[str]:
     complaints = range_complaints(args)
-    if args.detector == FOREGROUND and (args.queries or args.nms is not None):
-        complaints.append(f"--detector {FOREGROUND} looks for no texts: drop --queries and --nms")
     if why := unwritable(args.output):
         complaints.append(f"--output {args.output}: {why}")
     lacking = [picture.name for picture in pictures if args.group_by not in picture.extra]
@@ -167,26 +123,14 @@ def change_complaints(args: ScoreArgs, settings: Mapping[str, Any]) -> list[str]
 
 
 def load_models(
-    args: ScoreArgs,
-    queries: Mapping[str, str],
-    references: References,
-    device: torch.device,
-) -> tuple[ImageDetector, list[Metric], ClipText | None]:
-    variant = Variant(args.matching, NORMS[args.norm], args.count_aware)
-    cache = args.output / CACHE
-    dtype = getattr(torch, DTYPES[args.dtype])
-    detector = load_detector(
-        args.detector, list(queries.values()), args.threshold, args.nms, device
-    )
-    metrics = []
-    for name in args.embedder:
-        pooling = None if name.startswith(DREAMSIM) else args.pooling
-        embedder = load_embedder(name, device, dtype, pooling, cache_dir=args.cache_dir)
-        metrics.append(Metric(embedder, references.images, variant, cache))
+    args: ScoreArgs, basis: Basis, device: torch.device
+) -> tuple[Judge, ClipText | None]:
+    dtype, cache = getattr(torch, DTYPES[args.dtype]), args.output / CACHE
+    judge = load_judge(args, basis, device, dtype, args.cache_dir, cache)
     clip_text = None
     if args.text_fidelity:
         clip_text = ClipText(args.text_fidelity, device, dtype, cache_dir=args.cache_dir)
-    return detector, metrics, clip_text
+    return judge, clip_text
 
 
 def begin(args: ScoreArgs, run: dict[str, Any], state: PartialState) -> None:
@@ -209,8 +153,7 @@ def is_scored(picture: Picture, done: Mapping[str, Line]) -> bool:
 def score(
     pictures: Sequence[Picture],
     batch_size: int,
-    detector: ImageDetector,
-    metrics: Sequence[Metric],
+    judge: Judge,
     clip_text: ClipText | None,
     journal: Journal,
     state: PartialState,
@@ -222,11 +165,9 @@ def score(
     )
     for start, images in zip(range(0, len(pictures), batch_size), batches, strict=True):
         batch = pictures[start : start + batch_size]
-        records = score_batch(images, detector, metrics)
         fidelities = text_fidelities(clip_text, batch, images)
-        for picture, row, fidelity in zip(batch, records, fidelities, strict=True):
-            by_embedder = {metric.name: r for metric, r in zip(metrics, row, strict=True)}
-            journal.add(to_line(picture, by_embedder, fidelity))
+        for picture, records, fidelity in zip(batch, judge(images), fidelities, strict=True):
+            journal.add(to_line(picture.stamp, records, fidelity))
         bar.update(len(batch))
     bar.close()
 

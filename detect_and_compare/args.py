@@ -1,4 +1,4 @@
-"""The flags of `python -m detect_and_compare`. Knows no torch."""
+"""The flags of `python -m detect_and_compare`, and of what judges by it. Knows no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,9 @@ BATCH_SIZE = 8  # pictures that are read, searched and embedded together
 
 
 @dataclass
-class ScoreArgs:
+class JudgeArgs:
     """metric"""
 
-    images: Path = flag(Path(), "pictures to score: a folder or JSONL", required=True)
-    references: Path = flag(
-        Path(),
-        "folder with metadata.jsonl, or with a sub-folder of pictures a subject",
-        required=True,
-    )
     crop_references: bool = flag(
         False, "cut them out by their masks; as published, they are embedded whole", origin=True
     )
@@ -31,12 +25,12 @@ class ScoreArgs:
         nargs="+",
         metavar="ID=NOUN",
     )
-    output: Path = flag(Path(), "folder for the results", required=True)
-    overwrite: bool = flag(False, "drop an earlier run's scores in --output")
     detector: str = flag(
         OWLV2, f"{OWLV2}, {FOREGROUND}, or an OWLv2's or OWL-ViT's folder or hub id", origin=True
     )
-    threshold: float = flag(THRESHOLD, "least confidence", at_least=0, at_most=1, origin=True)
+    threshold: float = flag(
+        THRESHOLD, "least confidence of a box", at_least=0, at_most=1, origin=True
+    )
     nms: float | None = flag(
         None,
         "drop boxes that overlap a better one by more",
@@ -47,15 +41,13 @@ class ScoreArgs:
     )
     embedder: list[str] = flag(
         ["dreamsim"],
-        "dreamsim, dinov2, clip, colours, or an AutoModel's folder or hub id",
+        "dreamsim, dinov2, clip, colours, or an AutoModel's folder or hub id; the first ranks",
         nargs="+",
         origin=True,
     )
     pooling: str | None = flag(
         None, "of the embedders but dreamsim; unset: their own", choices=POOLINGS, origin=True
     )
-    dtype: str = flag("fp32", "of the embedders", choices=DTYPES, origin=True)
-    cache_dir: Path | None = flag(None, "where embedders' checkpoints are kept or fetched to")
     matching: Literal["greedy", "optimal"] = flag("greedy", "greedy: as published", origin=True)
     norm: str = flag(
         "2", "of S_DC - S_GT; 2, spectral: as published", choices=("2", "fro"), origin=True
@@ -65,6 +57,22 @@ class ScoreArgs:
         "a wrong number of boxes lowers the score in proportion instead of to 0",
         origin=True,
     )
+
+
+@dataclass
+class PlaceArgs:
+    """pictures and results"""
+
+    images: Path = flag(Path(), "pictures to score: a folder or JSONL", required=True)
+    references: Path = flag(
+        Path(),
+        "folder with metadata.jsonl, or with a sub-folder of pictures a subject",
+        required=True,
+    )
+    output: Path = flag(Path(), "folder for the results", required=True)
+    overwrite: bool = flag(False, "drop an earlier run's scores in --output")
+    dtype: str = flag("fp32", "of the embedders", choices=DTYPES, origin=True)
+    cache_dir: Path | None = flag(None, "where embedders' checkpoints are kept or fetched to")
     text_fidelity: str | None = flag(
         None,
         "also CLIP-T, by this CLIP, for pictures with a prompt",
@@ -76,3 +84,8 @@ class ScoreArgs:
         None, "a key of the JSONL: a summary for each of its values", metavar="KEY"
     )
     report_limit: int = flag(500, "pictures in the report, worst first", at_least=1)
+
+
+@dataclass
+class ScoreArgs(JudgeArgs, PlaceArgs):
+    """What `python -m detect_and_compare` takes."""

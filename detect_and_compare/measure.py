@@ -6,6 +6,7 @@ records = score_images(paths, references.images, detector, load_embedder("dreams
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,6 +109,14 @@ class Metric:
             cached_embeddings(embedder, images, cache_dir) for images in references.values()
         ]
         self.expected = reference_matrix(self._references)
+
+    def about(self, subjects: Sequence[str]) -> "Metric":
+        """Return the metric of pictures that are to show just these of the subjects."""
+        part = copy(self)
+        part._subjects = list(subjects)
+        part._references = [self._references[self._subjects.index(s)] for s in subjects]
+        part.expected = reference_matrix(part._references)
+        return part
 
     def __call__(
         self, images: Sequence[Image.Image], found: Sequence[Sequence[Detection]]

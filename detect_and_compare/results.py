@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from detect_and_compare.measure import Record
-from detect_and_compare.pictures import Picture
 from detect_and_compare.score import Verdict
 from mudi.ground.files import write_text
 from mudi.texts import printable
@@ -22,7 +21,7 @@ Line = dict[str, Any]
 
 
 def to_line(
-    picture: Picture, records: Mapping[str, Record], text_fidelity: float | None = None
+    stamp: Mapping[str, Any], records: Mapping[str, Record], text_fidelity: float | None = None
 ) -> Line:
     """Return a picture's line of scores.jsonl.
 
@@ -33,13 +32,14 @@ def to_line(
     read: `problem` and nothing of what comes from its pixels.
 
     Args:
+        stamp: what the line begins with; see `Picture.stamp`.
         records: the picture's by embedder.
     """
     first = next(iter(records.values()))
     if first.size is None:
-        return {**picture.stamp, "problem": first.problem}
+        return {**stamp, "problem": first.problem}
     line = {
-        **picture.stamp,
+        **stamp,
         "size": first.size,
         "boxes": first.boxes,
         "confidences": [round(detection.score, DIGITS) for detection in first.detections],

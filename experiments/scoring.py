@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detect_and_compare import __main__ as metric
+from detect_and_compare.judge import checkpoint_complaints
 from detect_and_compare.results import Line
-from mudi.ground.flags import flag, model_folder_complaints
+from mudi.ground.flags import flag
 from mudi.metadata import read_records
 
 DETECTOR = "mini/weights/detector"
@@ -29,14 +30,8 @@ class MetricArgs:
 
 
 def metric_complaints(args: MetricArgs) -> list[str]:
-    """Complain about folders that are not there; names without a slash are detect_and_compare's."""
-    named = [("--detector", args.detector), *(("--embedder", name) for name in args.embedder)]
-    return [
-        problem
-        for option, name in named
-        if "/" in name
-        for problem in model_folder_complaints(option, name, "config.json")
-    ]
+    """Complain about folders that are not there."""
+    return checkpoint_complaints(args.detector, args.embedder)
 
 
 def embedder_labels(args: MetricArgs) -> list[str]:

@@ -140,9 +140,14 @@ def resuming(args: Any, rule: str) -> list[str]:
     return [f.name for f in fields(args) if f.metadata.get("on_resume") == rule]
 
 
-def origins(args: Any) -> dict[str, Any]:
-    """Return the flags of a record that what is made follows from."""
-    return {f.name: getattr(args, f.name) for f in fields(args) if f.metadata.get("origin")}
+def origins(args: Any, group: Any = None) -> dict[str, Any]:
+    """Return the flags of a record that what is made follows from.
+
+    Args:
+        group: one of the record's bases, of which alone the flags are wanted; None: of all.
+    """
+    declared = fields(args if group is None else group)
+    return {f.name: getattr(args, f.name) for f in declared if f.metadata.get("origin")}
 
 
 def range_complaints(args: Any) -> list[str]:
