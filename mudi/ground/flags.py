@@ -85,7 +85,7 @@ def flag(
         words |= {"action": RefusedFlag, "const": refused}
     words |= {"help": help, "default": default}
     metadata = {"words": words, "bounds": bounds, "on_resume": on_resume, "origin": origin}
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 

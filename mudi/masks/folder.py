@@ -22,7 +22,7 @@ from mudi.ground.files import TEMPORARY, replace_file, write_records
 from mudi.ground.flags import range_complaints
 from mudi.images import NOTE
 from mudi.masks import segment
-from mudi.masks.args import MaskingArgs
+from mudi.masks.args import SegmenterArgs
 from mudi.metadata import (
     NO_NAMES,
     SUBJECTS,
@@ -51,7 +51,7 @@ class Job:
     subject: str
 
 
-def masking_complaints(args: MaskingArgs) -> list[str]:
+def masking_complaints(args: SegmenterArgs) -> list[str]:
     """Say what is wrong with the flags that can be seen without loading anything."""
     complaints = range_complaints(args)
     if args.sam_type not in sam_model_registry:
@@ -75,9 +75,20 @@ def load_models(
         SegmentError: one of them can't be loaded.
     """
     detect = segment.Detector(detector, device)
+    return detect, load_segmenter(segmenter, sam_checkpoint, sam_type, device)
+
+
+def load_segmenter(
+    segmenter: str, sam_checkpoint: Path, sam_type: str, device: str | torch.device
+) -> segment.Segmenter:
+    """Load what --segmenter chooses.
+
+    Raises:
+        SegmentError: SAM can't be loaded.
+    """
     if segmenter == "foreground":
-        return detect, segment.foreground_segmenter
-    return detect, segment.SamSegmenter(sam_checkpoint, sam_type, device)
+        return segment.foreground_segmenter
+    return segment.SamSegmenter(sam_checkpoint, sam_type, device)
 
 
 def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
