@@ -73,14 +73,19 @@ logger = logging.getLogger("mudi")
 
 
 @program
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, launch: Launch | None = None) -> None:
+    """Check and run the loop.
+
+    Args:
+        launch: runs a stage; None: `accelerate launch`.
+    """
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     settings = read_settings(args.settings)
     check(settings)
     hold(settings.output_dir)
     begin(settings)
-    run(settings, launcher(settings.launch))
+    run(settings, launch or launcher(settings.launch))
 
 
 def begin(settings: Settings) -> None:
