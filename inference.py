@@ -15,12 +15,13 @@ Each picture follows from --seed, its number and the flags alone: a stopped run 
 same command, and `accelerate launch inference.py` shares the pictures among processes.
 """
 
+from mudi.best_of.args import BestArgs
 from mudi.ground.flags import parse
 from mudi.pictures.args import LLM, RANDOM, PictureArgs
 
 
-def parse_args(argv: list[str] | None = None) -> PictureArgs:
-    return parse(PictureArgs, __doc__, argv)
+def parse_args(argv: list[str] | None = None) -> BestArgs:
+    return parse(BestArgs, __doc__, argv)
 
 
 if __name__ == "__main__":
@@ -30,25 +31,34 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
+from detect_and_compare.judge import read_basis
+from mudi.best_of.candidates import LIST, best_of_complaints, make_best
 from mudi.ground.errors import SetupError, loading, program, refuse
-from mudi.ground.files import replace_file, write_image, write_text
-from mudi.ground.flags import differences, origins
+from mudi.ground.files import write_image, write_text
 from mudi.ground.locks import hold
-from mudi.ground.lora_outline import lora_path
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
 from mudi.init_noise import Layout, LayoutError, load_layout
 from mudi.metadata import Subjects
 from mudi.pictures.chat_model import LlmError, llm_layout
 from mudi.pictures.export import start_latent, write_latent
+from mudi.pictures.jobs import (
+    PICTURES,
+    SHEET,
+    Job,
+    check_unchanged,
+    origin_of,
+    settings_of,
+    write_picture,
+)
 from mudi.pictures.loras import load_loras, lora_outlines
 from mudi.pictures.pipelines import (
     base_scheduler,
@@ -86,26 +96,15 @@ from mudi.pictures.shot_args import (
     start_complaints,
 )
 from mudi.pictures.words import word_complaints
-from mudi.words import words_file
 
-PICTURES = "pictures.jsonl"
-SHEET = "sheet.png"
 SHEET_ROWS = 16
 DEFAULT_STEPS = 50  # of the stock SDXL pipeline
 
 logger = logging.getLogger("mudi")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A picture's file name and what is to be in it."""
-
-    name: str
-    shot: Shot
-
-
 @program
-def main(args: PictureArgs) -> None:
+def main(args: BestArgs) -> None:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     problems = [*pipeline_complaints(args), *number_complaints(args)]
@@ -115,6 +114,10 @@ def main(args: PictureArgs) -> None:
     gamma = read_gamma(args.gamma, ids, problems)
     reward = read_reward(args.reward_guidance, ids, problems)
     scales = read_scales(args.scales, ids, problems)
+    problems += best_of_complaints(args, prompts, subjects)
+    basis = None
+    if args.best_of > 1 and subjects:
+        basis = read_basis(args, subjects.folder, "--instance_data_dir", problems)
     refuse(problems)
     base = args.pretrained_model_name_or_path
     backbone = pipeline_backbone(base, args.revision, args.cache_dir)
@@ -143,14 +146,31 @@ def main(args: PictureArgs) -> None:
         for k in range(args.num_images)
     ]
     if args.overwrite and state.is_main_process:
-        for path in args.output_dir.glob(f"{PICTURES}*"):
-            path.unlink()
+        forget(args.output_dir)
     state.wait_for_everyone()
-    journal = Journal(args.output_dir / PICTURES, "image", state)
+    if basis is None:
+        make_all(jobs, args, subjects, state)
+    else:
+        load = partial(load_sampler, args, subjects, jobs, state)
+        make_best(jobs, args, basis, origin_of(args, subjects), load, state)
+
+
+def forget(folder: Path) -> None:
+    """Remove the lists of an earlier run's pictures."""
+    for name in (PICTURES, LIST):
+        for path in folder.glob(f"{name}*"):
+            path.unlink()
+
+
+def make_all(
+    jobs: list[Job], args: PictureArgs, subjects: Subjects | None, state: PartialState
+) -> None:
+    """Make the pictures that are not there yet, and the sheet."""
     origin = origin_of(args, subjects)
+    journal = Journal(args.output_dir / PICTURES, "image", state)
     todo = [job for job in jobs if not is_done(job, journal, args, origin)]
     if todo or args.export_noise:
-        sampler = load_sampler(args, subjects, state)
+        sampler = load_sampler(args, subjects, jobs, state)
         export_noise(args, jobs[0], sampler, origin, state)
         make(share(todo, state), sampler, args, journal, state, origin)
     records = journal.finish([job.name for job in jobs])
@@ -221,33 +241,6 @@ def read_layouts(
     return layouts
 
 
-def origin_of(args: PictureArgs, subjects: Subjects | None) -> dict[str, Any]:
-    """Return the flags that a picture follows from, and what the files that they name hold."""
-    files = [lora_path(Path(path)) for path in args.lora]
-    words = [path for path in map(words_file, files) if path is not None]
-    digests = [file_digest(path) for path in (*files, *words) if path.is_file()]
-    photos = subjects.cuts if subjects else []
-    data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
-    names = json.dumps(subjects.names if subjects else {})
-    return {
-        **origins(args),
-        "negative_prompt": negative_prompt(args),
-        "lora_files": digests,
-        "data": hashlib.sha256(f"{names}{data}".encode()).hexdigest()[:12],
-    }
-
-
-def file_digest(path: Path) -> str:
-    """Return a short name for a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
-def settings_of(job: Job, origin: dict[str, Any]) -> dict[str, Any]:
-    """Return all that a picture follows from, as JSON has it."""
-    return json.loads(json.dumps(asdict(job.shot) | origin))
-
-
 def is_done(job: Job, journal: Journal, args: PictureArgs, origin: dict[str, Any]) -> bool:
     """Say whether an earlier run made this very picture.
 
@@ -257,17 +250,14 @@ def is_done(job: Job, journal: Journal, args: PictureArgs, origin: dict[str, Any
     record = journal.done.get(job.name)
     if record is None or not (args.output_dir / job.name).is_file():
         return False
-    changed = differences(record, settings_of(job, origin))
-    if changed:
-        raise SetupError(
-            f"{args.output_dir / job.name} was made otherwise ({'; '.join(changed)}): "
-            "use --overwrite or another --output_dir"
-        )
+    check_unchanged(args.output_dir / job.name, record, settings_of(job, origin))
     return True
 
 
-def load_sampler(args: PictureArgs, subjects: Subjects | None, state: PartialState) -> Sampler:
-    """Load the pipeline and its LoRAs, on this process's device."""
+def load_sampler(
+    args: PictureArgs, subjects: Subjects | None, jobs: list[Job], state: PartialState
+) -> Sampler:
+    """Load the pipeline and its LoRAs, on this process's device; tell what the jobs start from."""
     pipeline = load_pipeline(**pipeline_settings(args), device=state.device)
     with loading("--lora", " ".join(args.lora)):
         load_loras(pipeline, args.lora, args.lora_scales, args.cache_dir)
@@ -278,6 +268,11 @@ def load_sampler(args: PictureArgs, subjects: Subjects | None, state: PartialSta
         set_scheduler(pipeline, args.scheduler)
     sampler = Sampler(pipeline, sampling, subjects, state.device)
     place(pipeline, state.device, args.cpu_offload)
+    if state.is_main_process:
+        tell_gamma(jobs[0].shot.gamma, signal_unit(pipeline.scheduler, args.steps or DEFAULT_STEPS))
+        if args.reward_guidance:
+            for prompt in dict.fromkeys(job.shot.prompt for job in jobs):
+                logger.info('reward guidance asks the base for "%s"', sampler.base_prompt(prompt))
     return sampler
 
 
@@ -303,16 +298,10 @@ def make(
     origin: dict[str, Any],
 ) -> None:
     """Make pictures and write each with its line."""
-    if jobs and state.is_main_process:
-        unit = signal_unit(sampler.pipeline.scheduler, args.steps or DEFAULT_STEPS)
-        tell_gamma(jobs[0].shot.gamma, unit)
-        if args.reward_guidance:
-            for prompt in dict.fromkeys(job.shot.prompt for job in jobs):
-                logger.info('reward guidance asks the base for "%s"', sampler.base_prompt(prompt))
     pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
     bar = tqdm(pictures, "pictures", len(jobs), disable=not state.is_main_process)
     for job, picture in zip(jobs, bar, strict=True):
-        journal.add(write_picture(job, picture, args.output_dir, origin))
+        journal.add(write_picture(job, picture, args.output_dir / job.name, origin))
 
 
 def tell_gamma(gamma: float | dict[str, float], unit: float | None) -> None:
@@ -323,24 +312,6 @@ def tell_gamma(gamma: float | dict[str, float], unit: float | None) -> None:
     table = gamma if isinstance(gamma, dict) else {"all": gamma}
     told = ", ".join(f"{name}: {value:g} = {value / unit:.2f}x" for name, value in table.items())
     logger.info("gamma, and in units of the signal at the first step (%.3f): %s", unit, told)
-
-
-def write_picture(
-    job: Job, picture: Picture, folder: Path, origin: dict[str, Any]
-) -> dict[str, Any]:
-    """Write a picture with its parameters; return its line."""
-    width, height = picture.image.size
-    record = {"image": job.name, **settings_of(job, origin), "canvas": [width, height]}
-    if picture.start:
-        record["start"] = asdict(picture.start.layout)
-        record["start_photos"] = [photo.image.name for photo in picture.start.photos]
-    metadata = PngImagePlugin.PngInfo()
-    metadata.add_itxt("mudi", json.dumps(record, ensure_ascii=False))
-    replace_file(
-        folder / job.name,
-        lambda path: picture.image.save(path, format="PNG", pnginfo=metadata),
-    )
-    return record
 
 
 def finished_pictures(

@@ -1,6 +1,6 @@
 """Boxes drawn into pictures, in the colours that stand for the subjects everywhere here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,19 +17,30 @@ def colour_of(subject: int) -> str:
 
 
 def annotated(image: Image.Image, record: Record) -> Image.Image:
-    """Return a copy with the record's boxes, numbered from 1 by subject; + is an extra one."""
+    """Return a copy with the record's boxes; see `boxed`."""
+    matched = [verdict.detection for verdict in record.verdicts.values()]
+    return boxed(image, record.boxes, matched)
+
+
+def boxed(
+    image: Image.Image, boxes: Sequence[Sequence[float]], matched: Iterable[int | None]
+) -> Image.Image:
+    """Return a copy with boxes, numbered from 1 by subject; + is an extra one.
+
+    Args:
+        boxes: left, top, right, bottom (px).
+        matched: the box of each subject's `Verdict`.
+    """
     drawn = image.convert("RGB")
     pen = ImageDraw.Draw(drawn)
     side = BADGE * max(image.size)
     font = ImageFont.load_default(size=0.8 * side)
-    matched = [verdict.detection for verdict in record.verdicts.values()]
-    subjects = subjects_of_boxes(matched, len(record.boxes))
-    for box, subject in zip(record.boxes, subjects, strict=True):
+    subjects = subjects_of_boxes(matched, len(boxes))
+    for (left, top, right, bottom), subject in zip(boxes, subjects, strict=True):
         colour = EXTRA_COLOUR if subject is None else colour_of(subject)
-        corner = (box.left, box.top, box.left + side, box.top + side)
-        pen.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), outline=colour, width=2)
-        pen.rectangle(corner, fill=colour)
-        middle = (box.left + side / 2, box.top + side / 2)
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=2)
+        pen.rectangle((left, top, left + side, top + side), fill=colour)
+        middle = (left + side / 2, top + side / 2)
         label = "+" if subject is None else str(subject + 1)
         pen.text(middle, label, fill="white", font=font, anchor="mm")
     return drawn

@@ -1,6 +1,6 @@
 """What pictures are asked for, from the flags of `inference.py`; knows no torch."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mudi.backbones.table import Backbone
@@ -226,9 +226,20 @@ def start_complaints(
         return [f"{f} does nothing with gamma 0 (FLUX's default); give a --gamma" for f in unused]
     if subjects is None:
         return ["--gamma needs --instance_data_dir, the subjects to start from"]
-    known = ", ".join(f'"{name}"' for name in subjects.names.values())
+    return nameless_complaints(prompts, subjects.names, "; or use --gamma 0")
+
+
+def nameless_complaints(
+    prompts: Sequence[str], names: dict[str, str], way_out: str = ""
+) -> list[str]:
+    """Complain about prompts that name no subject.
+
+    Args:
+        way_out: what else can be done, for the end of the line.
+    """
+    known = ", ".join(f'"{name}"' for name in names.values())
     return [
-        f'the prompt "{prompt}" names no subject; there are {known}; or use --gamma 0'
+        f'the prompt "{prompt}" names no subject; there are {known}{way_out}'
         for prompt in prompts
-        if not named_subjects(prompt, subjects.names)
+        if not named_subjects(prompt, names)
     ]
