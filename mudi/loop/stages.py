@@ -24,12 +24,17 @@ GRACE = 30  # seconds that a stage has to end, when the loop is told to
 
 @dataclass(frozen=True)
 class Round:
-    """Where a round's things are; round 0 is the training on photos alone."""
+    """Where a round's things are; round 0 is the training on photos alone.
+
+    Attributes:
+        trained: where its LoRA is, if not in the folder.
+    """
 
     number: int
     folder: Path
+    trained: Path | None = None
 
-    lora = property(lambda self: self.folder / "lora")
+    lora = property(lambda self: self.trained or self.folder / "lora")
     held_out = property(lambda self: self.folder / "held_out")
     held_out_scores = property(lambda self: self.folder / "held_out.jsonl")
     pictures = property(lambda self: self.folder / "pictures")
