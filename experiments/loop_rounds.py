@@ -2,7 +2,7 @@
 
     python -m experiments.loop_rounds --output output/loop_rounds
 
-For each pair of subjects and each training: the method's LoRA (round 0), `--rounds` of the loop from
+For each pair of subjects and each training: the method's LoRA (round 0), --rounds of the loop from
 it, the same number of steps from it without the loop (more 1, more 2, ...), and the best of
 --best_of pictures of round 0, chosen by the first embedder. All are judged by the last on the same
 prompts and seeds: the two together, in contact (a layout whose boxes overlap, counted apart), and

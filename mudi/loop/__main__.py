@@ -32,6 +32,7 @@ if __name__ == "__main__":
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mudi.ground.errors import SetupError, program
@@ -67,7 +68,7 @@ from mudi.metadata import load_subjects, read_records
 from mudi.texts import printable
 
 KEPT = "kept.jsonl"  # of the studio's page, in the pictures' folder
-SETTINGS, OUTCOME = "loop.json", "outcome.json"
+SETTINGS, FIGURES, OUTCOME = "loop.json", "figures.json", "outcome.json"
 
 logger = logging.getLogger("mudi")
 
@@ -213,9 +214,9 @@ def tell(settings: Settings, told: str, best: int | None = None) -> None:
     shown = []
     for made in finished_rounds(settings):
         lines = read_records(made.held_out_scores)
-        shown.append(
-            Shown(made, figures_of(lines), lines, read_records(made.picks), made.seconds())
-        )
+        figures = figures_of(lines)
+        write_text(made.folder / FIGURES, json.dumps(asdict(figures), indent=2) + "\n")
+        shown.append(Shown(made, figures, lines, read_records(made.picks), made.seconds()))
     write_page(settings.output_dir, shown, told, best)
 
 

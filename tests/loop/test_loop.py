@@ -257,6 +257,7 @@ def test_every_round_leaves_its_lora_figures_sheets_and_picks(finished):
         folder = finished / f"round_{number}"
         assert (folder / "lora/pytorch_lora_weights.safetensors").is_file()
         assert (folder / "held_out/sheet.png").is_file()
+        assert json.loads((folder / "figures.json").read_text())["success"] == 1
         lines = [json.loads(text) for text in (folder / "held_out.jsonl").read_text().splitlines()]
         assert [line["named"] for line in lines] == [["a", "b"]] * 3 + [["a"]] * 3
         assert [line["seed"] for line in lines] == [3, 4, 5] * 2
