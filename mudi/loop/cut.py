@@ -53,6 +53,7 @@ from mudi.ground.files import new_folder, write_image, write_records
 from mudi.ground.locks import hold
 from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import Box, load_mask, load_rgb
+from mudi.islands import drop_islands
 from mudi.loop.picking import PICKED
 from mudi.masks.folder import METADATA, load_segmenter, masking_complaints, write_mask
 from mudi.masks.segment import Segmenter, widen
@@ -152,7 +153,10 @@ def write_scene(
 def cut_subjects(
     image: Image.Image, boxes: Mapping[str, Box], cut: Segmenter
 ) -> dict[str, np.ndarray | None]:
-    """Return each subject's mask (H, W) bool; None where it is none, or another's as well."""
+    """Return each subject's mask (H, W) bool; None where it is none, or another's as well.
+
+    What two masks share where subjects touch, neither keeps.
+    """
     masks: dict[str, np.ndarray | None] = {}
     for subject, box in boxes.items():
         around = widen(box, image.size)
@@ -165,7 +169,9 @@ def cut_subjects(
             both = (mask & second).sum()
             if one != other and both > OVERLAP * min(mask.sum(), second.sum()):
                 masks[one] = None
-    return masks
+    kept = {subject: mask for subject, mask in masks.items() if mask is not None}
+    shared = sum(mask.astype(int) for mask in kept.values()) > 1
+    return masks | {subject: drop_islands(mask & ~shared) for subject, mask in kept.items()}
 
 
 def scene_sheet(scenes: tuple[Scene, ...]) -> Image.Image:

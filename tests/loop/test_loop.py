@@ -235,6 +235,10 @@ def test_a_subject_is_cut_out_and_two_that_can_t_be_told_apart_are_not():
     touching = Image.new("RGB", (64, 64), "white")
     touching.paste((200, 40, 40), (10, 20, 30, 40))
     touching.paste((50, 70, 220), (30, 20, 50, 40))
+    boxes = {"a": Box(10, 20, 32, 40), "b": Box(30, 20, 50, 40)}  # widened: to column 36, and from 26 on
+    red, blue = cut_subjects(touching, boxes, foreground_segmenter).values()
+    assert red is not None and blue is not None and not (red & blue).any()
+    assert (red.sum(), blue.sum()) == (16 * 20, 14 * 20)  # columns 10 to 25 and 36 to 49
     same = Box(10, 20, 50, 40)  # as if both had been found there
     assert cut_subjects(touching, {"a": same, "b": same}, foreground_segmenter) == {
         "a": None, "b": None,
