@@ -78,7 +78,9 @@ class RoundsArgs:
         "--learning_rate 4e-3 --lr_warmup_steps 0",
         "of round 0, with an equals sign",
     )
-    again_steps: int = flag(100, "optimizer steps a round, and of more steps", at_least=1)
+    again_flags: str = flag(
+        "--max_train_steps 100 --learning_rate 1e-3", "that differ in rounds and in more steps"
+    )
     picture_flags: str = flag(
         "--steps 30 --guidance_scale 5 --gamma 0.4 --batch_size 8", "of inference.py"
     )
@@ -163,7 +165,7 @@ def settings_of(unit: Unit, args: RoundsArgs) -> Settings:
         real_share=args.real_share,
         seed=1000 * unit.training,
         train=_table(args.train_flags) | {"output_kohya_format": False},
-        again={"max_train_steps": args.again_steps},
+        again=_table(args.again_flags),
         pictures=_table(args.picture_flags) | {"num_images": args.num_images},
         judge=judge | {"embedder": args.embedder},
         pick=Pick(min_score=args.min_score, per_prompt=args.per_prompt),
@@ -193,12 +195,8 @@ def more_words(settings: Settings, unit: Unit, number: int) -> list[str]:
     """Return a training of as many steps as a round of the loop, on the photos alone."""
     made = Round(0, unit.folder / f"more_{number}")
     before = round_of(settings, 0) if number == 1 else Round(0, unit.folder / f"more_{number - 1}")
-    steps = settings.again["max_train_steps"]
-    alone = replace(
-        settings,
-        train=settings.train | {"max_train_steps": steps, "resume_lora": before.lora},
-        seed=settings.seed + number,
-    )
+    flags = settings.train | settings.again | {"resume_lora": before.lora}
+    alone = replace(settings, train=flags, seed=settings.seed + number)
     return train_words(alone, made)
 
 

@@ -21,7 +21,7 @@ body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #222; backgr
 table { border-collapse: collapse; margin: 1rem 0 } th.best { background: #e4f5ee }
 th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ddd }
 th, td { vertical-align: top }
-td.number { text-align: right } img { max-width: 14rem; height: auto; image-rendering: auto }
+td.number { text-align: right } img { min-width: 7rem; max-width: 14rem }
 figure { margin: 0 } figcaption { font-size: 13px; color: #555 } img.sheet { max-width: 100% }
 .good { outline: 3px solid #009e73 }
 """
@@ -77,7 +77,7 @@ def _figure_rows(shown: Sequence[Shown]) -> list[str]:
     rows = []
     for declared in fields(Figures):
         values = [None if s.figures is None else getattr(s.figures, declared.name) for s in shown]
-        if any(values):
+        if any(value is not None for value in values):
             title = "held out: " + declared.name.replace("_", " ")
             rows.append(_row(title, [_number(value, declared.name) for value in values]))
     return rows

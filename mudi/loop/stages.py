@@ -18,7 +18,7 @@ from mudi.ground.files import write_text
 from mudi.loop.settings import ROOT, Settings
 
 Launch = Callable[[Sequence[str]], None]  # runs a script's path, or -m and a module, with its flags
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch"]
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
 GRACE = 30  # seconds that a stage has to end, when the loop is told to
 
 

@@ -110,10 +110,11 @@ def test_a_tiny_comparison_is_drawn_up_and_goes_on(sdxl_backbone, tmp_path, monk
     monkeypatch.setattr(loop_rounds, "training_process", InProcess)
     words = [
         *("--output", str(tmp_path / "out"), "--pairs", "two_foxes", "--trainings", "0"),
-        *("--rounds", "1", "--num_images", "1", "--best_of", "2", "--again_steps", "1"),
+        *("--rounds", "1", "--num_images", "1", "--best_of", "2"),
         *("--base", str(sdxl_backbone.base), "--detector", str(tmp_path / "detector")),
         *("--embedder", str(tmp_path / "one"), str(tmp_path / "two")),
         "--train_flags=--resolution 64 --max_train_steps 1 --train_batch_size 1 --rank 2",
+        "--again_flags=--max_train_steps 1",
         "--picture_flags=--steps 1 --gamma 0.4 --resolution 64",
         "--metric_flags=--threshold 0.01",
     ]

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers import ROOT
@@ -233,13 +235,16 @@ def test_a_subject_is_cut_out_and_two_that_can_t_be_told_apart_are_not():
     found = cut_subjects(image, boxes, foreground_segmenter)
     assert all((found[subject] == mask).all() for subject, mask in masks.items())
     touching = Image.new("RGB", (64, 64), "white")
-    touching.paste((200, 40, 40), (10, 20, 30, 40))
-    touching.paste((50, 70, 220), (30, 20, 50, 40))
-    boxes = {"a": Box(10, 20, 32, 40), "b": Box(30, 20, 50, 40)}  # widened: to column 36, and from 26 on
+    touching.paste((200, 40, 40), (2, 20, 30, 40))
+    touching.paste((50, 70, 220), (30, 20, 60, 40))
+    boxes = {
+        "a": Box(2, 20, 32, 40),
+        "b": Box(30, 20, 60, 40),
+    }  # widened: to column 36, and from 26 on
     red, blue = cut_subjects(touching, boxes, foreground_segmenter).values()
     assert red is not None and blue is not None and not (red & blue).any()
-    assert (red.sum(), blue.sum()) == (16 * 20, 14 * 20)  # columns 10 to 25 and 36 to 49
-    same = Box(10, 20, 50, 40)  # as if both had been found there
+    assert (red.sum(), blue.sum()) == (24 * 20, 24 * 20)  # columns 2 to 25 and 36 to 59
+    same = Box(2, 20, 60, 40)  # as if both had been found there
     assert cut_subjects(touching, {"a": same, "b": same}, foreground_segmenter) == {
         "a": None, "b": None,
     }  # fmt: skip
@@ -333,13 +338,14 @@ def test_a_loop_killed_again_and_again_ends_as_an_undisturbed_one(
 ):
     """By SIGKILL at writes to the disk, in each stage: the same LoRAs, picks and data, bit for bit.
 
-    Nothing is drawn or judged twice but the one piece that a kill cut off.
+    No picture is drawn or judged twice.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["looping", "inference", "mudi.loop.cut", "mudi.loop.judge"])
     path, made = write_loop(tmp_path, sdxl_backbone.base, rounds=2), tmp_path / "made.txt"
-    out, stopped, after = tmp_path / "out", set(), 9
-    for _ in range(60):
+    out, stopped, rng = tmp_path / "out", set(), random.Random(1)
+    for _ in range(80):
+        after = rng.randrange(8, 70)
         process = context.Process(target=run_until_killed, args=(path, after, made))
         process.start()
         process.join()
@@ -348,7 +354,6 @@ def test_a_loop_killed_again_and_again_ends_as_an_undisturbed_one(
         rounds = sorted(out.glob("round_*"))
         done = [json.loads(p.read_text()) for p in out.glob("round_*/seconds.json")]
         stopped.add((len(rounds), sum(map(len, done))))
-        after = after % 17 + 7  # another rhythm than the stages'
     assert process.exitcode == 0 and len(stopped) > 8
     calm = finished
     for number in range(3):
@@ -360,7 +365,7 @@ def test_a_loop_killed_again_and_again_ends_as_an_undisturbed_one(
             assert texts[0] == texts[1], name
     pieces = Counter(made.read_text().splitlines())
     assert len(pieces) == 2 * (3 * 6 + 2 * 6)  # each drawn and judged
-    assert max(pieces.values()) <= 2 and sum(pieces.values()) - len(pieces) <= 4
+    assert set(pieces.values()) == {1}
     assert not list(out.rglob(f"{TEMPORARY}*"))
 
 
@@ -478,5 +483,5 @@ def test_a_stage_ends_with_its_loop_and_its_failure_is_told(tmp_path):
         time.sleep(0.1)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    left = int(pid.read_text())  # a zombie where the machine's first process reaps none
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
