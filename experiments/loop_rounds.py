@@ -122,7 +122,7 @@ def main(args: RoundsArgs) -> None:
                     work(unit, args, lambda words: process.submit(run_stage, words).result())
             except InUseError as error:
                 print(f"passed over: {error}")
-    report(args.output, args.rounds)
+    report(args)
 
 
 def work(unit: Unit, args: RoundsArgs, launch: Launch) -> None:
@@ -248,14 +248,15 @@ def rows_of(unit: Unit, arm: str, made: Round, see: BackgroundJudge) -> Iterator
             }
 
 
-def report(output: Path, rounds: int) -> None:
+def report(args: RoundsArgs) -> None:
     """Draw up all units that there are."""
+    output = args.output
     see = BackgroundJudge()
     rows: list[dict[str, Any]] = []
     picks, hours = [], 0.0
     for folder in sorted(output.glob("*/training_*")):
         unit = Unit(folder.parent.name, int(folder.name.split("_")[1]), folder)
-        arms = arms_found(folder, rounds)
+        arms = arms_found(folder, args)
         for arm, made in arms.items():
             rows += rows_of(unit, arm, made, see)
         for made in {made.folder: made for made in arms.values()}.values():
@@ -271,23 +272,24 @@ def report(output: Path, rounds: int) -> None:
         print("nothing is judged yet")
         return
     write_table(output / "results.csv", rows)
-    summary = summarise(rows, f"round {rounds}")
+    summary = summarise(rows, f"round {args.rounds}")
     write_table(output / "summary.csv", summary)
     write_text(output / "hours.json", json.dumps({"hours of one process": round(hours, 2)}) + "\n")
     write_text(output / "tables.md", markdown(summary, picks, hours))
     print((output / "tables.md").read_text(encoding="utf-8"))
 
 
-def arms_found(folder: Path, rounds: int) -> dict[str, Round]:
+def arms_found(folder: Path, args: RoundsArgs) -> dict[str, Round]:
     """Return a unit's arms that are judged; a round that never came counts as the one before."""
     arms: dict[str, Round] = {}
-    for number in range(rounds + 1):
+    for number in range(args.rounds + 1):
         made = Round(number, folder / "loop" / f"round_{number}")
         last = arms.get(f"round {number - 1}")
         found = made if "judge held out" in touching(made).seconds() else last
         if found is not None:
             arms[f"round {number}"] = found
-    others = {"best of": "best_of", **{f"more {n}": f"more_{n}" for n in range(1, rounds + 1)}}
+    others = {f"best of {args.best_of}": "best_of"}
+    others |= {f"more {n}": f"more_{n}" for n in range(1, args.rounds + 1)}
     for name, place in others.items():
         made = Round(0, folder / place)
         if "judge held out" in touching(made).seconds():

@@ -240,7 +240,7 @@ def test_a_subject_is_cut_out_and_two_that_can_t_be_told_apart_are_not():
     boxes = {
         "a": Box(2, 20, 32, 40),
         "b": Box(30, 20, 60, 40),
-    }  # widened: to column 36, and from 26 on
+    }  # widened by 4
     red, blue = cut_subjects(touching, boxes, foreground_segmenter).values()
     assert red is not None and blue is not None and not (red & blue).any()
     assert (red.sum(), blue.sum()) == (24 * 20, 24 * 20)  # columns 2 to 25 and 36 to 59
@@ -342,10 +342,10 @@ def test_a_loop_killed_again_and_again_ends_as_an_undisturbed_one(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["looping", "inference", "mudi.loop.cut", "mudi.loop.judge"])
-    path, made = write_loop(tmp_path, sdxl_backbone.base, rounds=2), tmp_path / "made.txt"
+    path, made = write_loop(tmp_path, sdxl_backbone.base), tmp_path / "made.txt"
     out, stopped, rng = tmp_path / "out", set(), random.Random(1)
     for _ in range(80):
-        after = rng.randrange(8, 70)
+        after = rng.randrange(12, 60)
         process = context.Process(target=run_until_killed, args=(path, after, made))
         process.start()
         process.join()
@@ -354,17 +354,16 @@ def test_a_loop_killed_again_and_again_ends_as_an_undisturbed_one(
         rounds = sorted(out.glob("round_*"))
         done = [json.loads(p.read_text()) for p in out.glob("round_*/seconds.json")]
         stopped.add((len(rounds), sum(map(len, done))))
-    assert process.exitcode == 0 and len(stopped) > 8
+    assert process.exitcode == 0 and len(stopped) > 5
     calm = finished
-    for number in range(3):
+    for number in (0, 1):
         one, two = (lora_of(folder / f"round_{number}/lora") for folder in (calm, out))
         assert all(torch.equal(one[key], two[key]) for key in one), number
     for name in ("picks.jsonl", "data/metadata.jsonl"):
-        for number in (0, 1):
-            texts = [(f / f"round_{number}" / name).read_text() for f in (calm, out)]
-            assert texts[0] == texts[1], name
+        texts = [(folder / "round_0" / name).read_text() for folder in (calm, out)]
+        assert texts[0] == texts[1], name
     pieces = Counter(made.read_text().splitlines())
-    assert len(pieces) == 2 * (3 * 6 + 2 * 6)  # each drawn and judged
+    assert len(pieces) == 2 * (2 * 6 + 6)  # each drawn and judged
     assert set(pieces.values()) == {1}
     assert not list(out.rglob(f"{TEMPORARY}*"))
 
