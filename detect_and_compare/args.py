@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from mudi.ground.flags import DTYPES, flag
+from mudi.pictures.args import PipelineArgs
 
 OWLV2, FOREGROUND = "owlv2", "foreground"
 THRESHOLD = 0.4  # of the published metric, for generated pictures
@@ -89,3 +90,34 @@ class PlaceArgs:
 @dataclass
 class ScoreArgs(JudgeArgs, PlaceArgs):
     """What `python -m detect_and_compare` takes."""
+
+
+@dataclass
+class RunArgs:
+    """run and pictures"""
+
+    run: Path = flag(
+        Path(), "the training's --output_dir, with its save-<step> folders", positional=True
+    )
+    output_dir: Path | None = flag(None, "for pictures and results; unset: RUN/checkpoints")
+    instance_data_dir: str | None = flag(None, "unset: the run's")
+    prompts: list[str] = flag(
+        ["a photo of {subjects}"],
+        "{subjects}: the names of all, and then of each alone",
+        nargs="+",
+    )
+    num_images: int = flag(4, "pictures a prompt, with the same seeds for each save", at_least=1)
+    seed: int = flag(0, "picture k of a prompt has seed + k")
+    gamma: float | None = flag(
+        None, "of the mean shift; unset: the base's default; 0 shows the LoRA alone"
+    )
+    steps: int = flag(30, "denoising steps", at_least=1, origin=True)
+    guidance_scale: float | None = flag(None, "unset: the pipeline's own", origin=True)
+    resolution: int | None = flag(None, "side (px); unset: the run's", at_least=1, origin=True)
+    batch_size: int = flag(1, "pictures at once", at_least=1)
+    overwrite: bool = flag(False, "begin anew: all pictures and their list")
+
+
+@dataclass
+class CheckpointArgs(RunArgs, JudgeArgs, PipelineArgs):
+    """What `python -m detect_and_compare.checkpoints` takes."""

@@ -23,7 +23,9 @@ from detect_and_compare.references import (
     default_query,
     load_references,
 )
+from detect_and_compare.results import Line
 from detect_and_compare.score import Norm
+from mudi.ground.errors import SetupError
 from mudi.ground.flags import id_table, model_folder_complaints, origins
 from mudi.images import ImageError
 from mudi.metadata import MetadataError
@@ -108,6 +110,20 @@ class Judge:
     def about(self, subjects: Sequence[str]) -> "Judge":
         """Return the judge of pictures that are to show just these of the subjects."""
         return replace(self, metrics=tuple(metric.about(subjects) for metric in self.metrics))
+
+    def check(self, lines: Mapping[str, Line]) -> None:
+        """Compare earlier pictures' lines, by name, with what this judge would write.
+
+        Raises:
+            SetupError: one has scores by other embedders, or by other weights of one name.
+        """
+        for name, line in lines.items():
+            if list(line["scores"]) != self.names:
+                earlier, now = ", ".join(line["scores"]), ", ".join(self.names)
+                raise SetupError(
+                    f"{name} was judged by {earlier} and not by {now}: use --overwrite or another "
+                    "--output_dir"
+                )
 
     def __call__(self, images: Sequence[Image.Image | ImageError]) -> list[dict[str, Record]]:
         """Return the records of each RGB picture by embedder; see `score_batch`."""

@@ -17,12 +17,14 @@ from detect_and_compare.args import BATCH_SIZE
 from detect_and_compare.detect import ImageDetector, square_crop
 from detect_and_compare.embed import Embedder, cached_embeddings
 from detect_and_compare.score import (
+    Likeness,
     Matching,
     Norm,
     Verdict,
     count_aware_score,
     detected_matrix,
     dnc_score,
+    likenesses,
     reference_matrix,
     similarity_matrix,
     verdicts,
@@ -52,6 +54,7 @@ class Record:
         similarity: (n, N) mean cosine of each crop to each subject's references.
         matrix: S_DC (N, N), row i is the crop matched to subject i; None where n differs from N.
         verdicts: what became of each subject, by id.
+        likenesses: whom each crop is most like, as an index into the subjects.
         size: (W, H) of the upright picture.
         problem: why the picture can't be read.
     """
@@ -61,6 +64,7 @@ class Record:
     similarity: np.ndarray | None = None
     matrix: np.ndarray | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    likenesses: list[Likeness] = field(default_factory=list)
     size: tuple[int, int] | None = None
     problem: str | None = None
 
@@ -148,6 +152,7 @@ class Metric:
             similarity_matrix(crops, self._references),
             detected_matrix(crops, self._references, matching) if square else None,
             dict(zip(self._subjects, judged, strict=True)),
+            likenesses(crops, self._references),
             size,
         )
 

@@ -1,7 +1,5 @@
 """Records as lines of JSON, and what many of them come to."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 
 from detect_and_compare.measure import Record
 from detect_and_compare.score import Verdict
-from mudi.ground.files import write_text
+from mudi.ground.files import write_table
 from mudi.texts import printable
 
 DIGITS = 6  # of the numbers in scores.jsonl and summary.csv
@@ -163,10 +161,7 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None
 
 def write_summary(path: Path, rows: Sequence[Summary], group_by: str | None) -> None:
     """Write summary.csv; its first column is named after the --group_by key, if there is one."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     tables = [asdict(row) for row in rows]
-    columns = [key for key in tables[0] if key != "group" or group_by]
-    writer.writerow([group_by if key == "group" else key for key in columns])
-    writer.writerows([[table[key] for key in columns] for table in tables])
-    write_text(path, text.getvalue())
+    columns = {key: group_by if key == "group" else key for key in tables[0]}
+    named = {key: name for key, name in columns.items() if name}
+    write_table(path, [{name: table[key] for key, name in named.items()} for table in tables])

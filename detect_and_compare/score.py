@@ -40,6 +40,23 @@ class Verdict:
     separation: float | None = None
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """Whom a detection is most like.
+
+    Attributes:
+        subject: the index of the one with the largest mean cosine.
+        separation: how clearly it is that one; see `Verdict`. None if there is one subject.
+    """
+
+    subject: int
+    separation: float | None
+
+    @property
+    def is_clear(self) -> bool:
+        return self.separation is None or self.separation >= MIN_SEPARATION
+
+
 def reference_matrix(embeddings: Sequence[np.ndarray]) -> np.ndarray:
     """Return S_GT (N, N): mean cosine between all references of i and all of j.
 
@@ -123,12 +140,46 @@ def verdicts(
     """
     similarity = similarity_matrix(detections, references)
     matched = _match(similarity, "optimal")
-    expected = reference_matrix(references)
-    np.fill_diagonal(expected, _without_self_pairs(np.diag(expected), references))
+    expected = _expected(references)
     return [
         _verdict(i, matched.get(i), similarity, expected[i], min_separation)
         for i in range(len(references))
     ]
+
+
+def likenesses(detections: np.ndarray, references: Sequence[np.ndarray]) -> list[Likeness]:
+    """Say of each detection whom it is most like, whatever the others are."""
+    similarity, expected = similarity_matrix(detections, references), _expected(references)
+    subjects = similarity.argmax(1).tolist() if len(similarity) else []
+    return [
+        Likeness(i, _separation(i, found, expected[i])[1])
+        for i, found in zip(subjects, similarity, strict=True)
+    ]
+
+
+def _expected(references: Sequence[np.ndarray]) -> np.ndarray:
+    """Return S_GT' (N, N); see `verdicts`."""
+    expected = reference_matrix(references)
+    np.fill_diagonal(expected, _without_self_pairs(np.diag(expected), references))
+    return expected
+
+
+def _separation(
+    subject: int, found: np.ndarray, expected: np.ndarray
+) -> tuple[int | None, float | None]:
+    """Return the nearest other subject and the separation from it; None where there is no other.
+
+    Args:
+        found: mean cosines (N,) of a detection.
+        expected: the subject's row (N,) of S_GT'.
+    """
+    if len(expected) == 1:
+        return None, None
+    contrast = np.maximum(expected[subject] - expected, MIN_CONTRAST)
+    separation = (found[subject] - found) / contrast
+    separation[subject] = np.inf
+    nearest = int(separation.argmin())
+    return nearest, float(separation[nearest])
 
 
 def _verdict(
@@ -141,17 +192,10 @@ def _verdict(
     """Judge one subject by its row of S_GT', expected (N,)."""
     if detection is None:
         return Verdict("missing")
-    if len(expected) == 1:
-        return Verdict("present", detection)
-    found = similarity[detection]
-    contrast = np.maximum(expected[subject] - expected, MIN_CONTRAST)
-    separation = (found[subject] - found) / contrast
-    separation[subject] = np.inf
-    nearest = int(separation.argmin())
-    smallest = float(separation[nearest])
-    if smallest < min_separation:
-        return Verdict("mixed", detection, nearest, smallest)
-    return Verdict("present", detection, separation=smallest)
+    nearest, separation = _separation(subject, similarity[detection], expected)
+    if separation is not None and separation < min_separation:
+        return Verdict("mixed", detection, nearest, separation)
+    return Verdict("present", detection, separation=separation)
 
 
 def _match(similarity: np.ndarray, matching: Matching) -> dict[int, int]:

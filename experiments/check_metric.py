@@ -17,7 +17,7 @@ from PIL import Image
 
 from experiments.data_sets import find_data_sets, write_miniatures
 from experiments.plan import DataSet
-from experiments.results import Record, Row, rows_of, write_table
+from experiments.results import Record, Row, rows_of
 from experiments.scoring import (
     MetricArgs,
     embedder_labels,
@@ -30,7 +30,7 @@ from mini.backgrounds import random_name
 from mini.subjects import SETS, subjects_of
 from mini.world import arrange, random_thing
 from mudi.ground.errors import program, refuse
-from mudi.ground.files import write_image, write_records
+from mudi.ground.files import write_image, write_records, write_table
 from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import join_processes

@@ -45,7 +45,6 @@ from experiments.results import (
     summarise,
     told,
     write_rows,
-    write_table,
 )
 from experiments.scoring import (
     MetricArgs,
@@ -56,7 +55,7 @@ from experiments.scoring import (
 from mini.subjects import SETS
 from mudi.backbones.table import SDXL
 from mudi.ground.errors import first_line, program, refuse
-from mudi.ground.files import write_image, write_records, write_text
+from mudi.ground.files import write_image, write_records, write_table, write_text
 from mudi.ground.flags import (
     MODEL_INDEX,
     differences,

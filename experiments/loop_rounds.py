@@ -24,14 +24,14 @@ import numpy as np
 import torch
 
 from experiments.backgrounds import BackgroundJudge, colour_of
-from experiments.results import told, write_table
+from experiments.results import told
 from experiments.scoring import DETECTOR, EMBEDDERS
 from experiments.stats import Interval, nested_bootstrap
 from experiments.training import run_stage, training_process
 from mini.subjects import SETS, subjects_of, write_pair
 from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import program
-from mudi.ground.files import write_text
+from mudi.ground.files import write_table, write_text
 from mudi.ground.flags import flag, parse
 from mudi.ground.locks import InUseError, locked
 from mudi.images import load_rgb

@@ -17,10 +17,9 @@ from experiments.training import train, training_process
 from mudi.ground.files import write_image
 from mudi.ground.flags import DTYPES, flag
 from mudi.ground.work import Journal
-from mudi.learned_words import detach
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import load_subjects
-from mudi.pictures.loras import load_loras
+from mudi.pictures.loras import loras_in
 from mudi.pictures.pipelines import BASE_FLAG, VAE_FLAG, load_pipeline
 from mudi.pictures.sampling import Sampler, Sampling, Shot
 from mudi.segmix import listed
@@ -171,12 +170,10 @@ def draw(
     journal: Journal,
 ) -> None:
     """Make a unit's pictures."""
-    load_loras(pipeline, [str(lora_dir(unit, args))], [1.0])
     sampling = Sampling(None, args.steps, args.guidance_scale, unit.training.negative_prompt)
     sampler = Sampler(pipeline, sampling, load_subjects(unit.data_set.folder))
-    pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
-    for job, picture in zip(jobs, pictures, strict=True):
-        write_image(args.output / job.image, picture.image)
-        journal.add(job.record)
-    pipeline.unload_lora_weights()
-    detach(pipeline)
+    with loras_in(pipeline, [str(lora_dir(unit, args))], [1.0]):
+        pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
+        for job, picture in zip(jobs, pictures, strict=True):
+            write_image(args.output / job.image, picture.image)
+            journal.add(job.record)

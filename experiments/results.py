@@ -1,7 +1,5 @@
 """Scores of pictures -> rows -> what the cases come to, as CSV. Pure but for the files."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +9,7 @@ from typing import Any
 from detect_and_compare.results import Line
 from experiments.plan import Case, DataSet, covers
 from experiments.stats import Interval, bootstrap
-from mudi.ground.files import write_text
+from mudi.ground.files import write_table
 
 GOOD = "good"
 DIGITS = 4
@@ -185,12 +183,3 @@ def told(interval: Interval, form: str) -> str:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write results.csv: a row a picture and embedder."""
     write_table(path, [asdict(row) for row in rows])
-
-
-def write_table(path: Path, table: Sequence[Record]) -> None:
-    """Write records of the same keys as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_text(path, text.getvalue())

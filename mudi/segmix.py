@@ -289,9 +289,9 @@ def collage_prompt(style: SegMixStyle, names: Sequence[str], background: str = "
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return "a X, a Y and a Z" for two names or more."""
-    parts = [f"a {name}" for name in names]
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+    """Return "a X, a Y and a Z"."""
+    *parts, last = (f"a {name}" for name in names)
+    return f"{', '.join(parts)} and {last}" if parts else last
 
 
 def backgrounds(style: SegMixStyle) -> list[str]:

@@ -232,12 +232,7 @@ class Maker:
         with state.local_main_process_first():  # fetches what the others then find on the disk
             cache = Path(args.cache_dir) if args.cache_dir else None
             self._judge = load_judge(args, basis, state.device, cache_dir=cache)
-        for name, line in journal.done.items():
-            if list(line["scores"]) != self._judge.names:
-                raise SetupError(
-                    f"{args.output_dir / name} was judged by {', '.join(line['scores'])}: "
-                    "use --overwrite or another --output_dir"
-                )
+        self._judge.check(journal.done)
 
     def make(self, todo: Sequence[Candidate], sampler: Sampler) -> None:
         """Make candidates in their order, but none of a picture of which one was enough."""

@@ -1,10 +1,12 @@
 """Files and folders that appear complete or not at all, whenever the process is killed."""
 
+import csv
 import errno
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -231,3 +233,12 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines, complete or not at all."""
     lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
     write_text(path, "".join(lines))
+
+
+def write_table(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    """Write records of the same keys as CSV, complete or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_text(path, text.getvalue())

@@ -117,9 +117,8 @@ def judged(
     lines = []
     for picture, records, others in zip(pictures, found, among_all, strict=True):
         nearest = {
-            name: [subjects[i] for i in record.similarity.argmax(axis=1)]
+            name: [subjects[crop.subject] for crop in record.likenesses]
             for name, record in others.items()
-            if record.similarity is not None
         }
         stamp = {**picture.stamp, NAMED: list(named)}
         lines.append({**to_line(stamp, records), NEAREST: nearest})

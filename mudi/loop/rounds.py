@@ -19,7 +19,7 @@ class Figures:
         score: mean D&C.
         missing, extra, mixed: pictures of which this is (part of) the verdict.
         solo_success: the one that is named is there, once, nearest to its own references.
-        solo_bleed: of pictures with a crop, those whose best crop is nearer to another subject.
+        solo_bleed: of pictures with a crop, those with one that is nearer to another subject.
         solo_count: pictures that show another number than one.
     """
 
@@ -72,10 +72,9 @@ def scores_of(line: Line) -> Line:
 
 
 def bleeds(line: Line) -> bool:
-    """Say whether the crop that is most like the one subject named is more like another."""
+    """Say whether a picture that is to show one subject alone has a crop nearer to another."""
     [subject] = line["named"]
-    detection = scores_of(line)["subjects"][subject]["detection"]
-    return detection is not None and line["nearest"][embedders_of(line)[1]][detection] != subject
+    return any(nearest != subject for nearest in line["nearest"][embedders_of(line)[1]])
 
 
 def share(values: Sequence[bool]) -> float | None:

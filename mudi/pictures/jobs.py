@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,27 @@ class Job:
 
 def origin_of(args: PictureArgs, subjects: Subjects | None) -> dict[str, Any]:
     """Return the flags that a picture follows from, and what the files that they name hold."""
-    files = [lora_path(Path(path)) for path in args.lora]
-    words = [path for path in map(words_file, files) if path is not None]
-    digests = [file_digest(path) for path in (*files, *words) if path.is_file()]
-    photos = subjects.cuts if subjects else []
-    data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
-    names = json.dumps(subjects.names if subjects else {})
     return {
         **origins(args, PictureArgs),
         "negative_prompt": negative_prompt(args),
-        "lora_files": digests,
-        "data": hashlib.sha256(f"{names}{data}".encode()).hexdigest()[:12],
+        "lora_files": lora_digests(args.lora),
+        "data": data_digest(subjects),
     }
+
+
+def lora_digests(loras: Sequence[str]) -> list[str]:
+    """Return short names for what LoRAs and their learned words hold, as far as they are here."""
+    files = [lora_path(Path(path)) for path in loras]
+    words = [path for path in map(words_file, files) if path is not None]
+    return [file_digest(path) for path in (*files, *words) if path.is_file()]
+
+
+def data_digest(subjects: Subjects | None) -> str:
+    """Return a short name for the subjects' names, photos and masks."""
+    photos = subjects.cuts if subjects else []
+    data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
+    names = json.dumps(subjects.names if subjects else {})
+    return hashlib.sha256(f"{names}{data}".encode()).hexdigest()[:12]
 
 
 def file_digest(path: Path) -> str:

@@ -1,6 +1,7 @@
 """LoRAs of all kinds of names, loaded into a pipeline; or why one cannot be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from mudi.ground.lora_outline import (
     family_complaint,
     outline,
 )
+from mudi.learned_words import detach
 from mudi.lora_files import States, layers_of, read_lora, split
 from mudi.pictures.words import attach_words
 
@@ -117,6 +119,22 @@ def load_loras(
     if used:
         pipeline.set_adapters(names, [scale for _, scale in used])
     attach_words(pipeline, [path for path, _ in used], cache_dir)
+
+
+@contextmanager
+def loras_in(
+    pipeline: DiffusionPipeline,
+    paths: Sequence[str],
+    scales: Sequence[float],
+    cache_dir: str | None = None,
+) -> Iterator[None]:
+    """Have LoRAs in a pipeline for a while; see `load_loras`."""
+    load_loras(pipeline, paths, scales, cache_dir)
+    try:
+        yield
+    finally:
+        pipeline.unload_lora_weights()
+        detach(pipeline)
 
 
 def _named(states: States) -> dict[str, Tensor]:

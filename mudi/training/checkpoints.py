@@ -149,9 +149,14 @@ def overwritten(output_dir: Path, resume: Path | None) -> list[Path]:
     """Return the folders that --overwrite_output_dir removes: other runs' checkpoints and saves."""
     inside = resume is not None and resume.parent.resolve() == output_dir.resolve()
     kept = step_of(resume) if resume is not None and inside else -1
-    named = [(_SAVE.fullmatch(p.name), p) for p in sorted(output_dir.glob("save-*")) if p.is_dir()]
-    saves = [path for match, path in named if match and int(match[1]) > kept]
-    return [*other_runs(output_dir, resume), *saves]
+    later = [path for step, path in saves(output_dir).items() if step > kept]
+    return [*other_runs(output_dir, resume), *later]
+
+
+def saves(output_dir: Path) -> dict[int, Path]:
+    """Return a run's `save-<step>` folders by step, oldest first."""
+    named = [(_SAVE.fullmatch(p.name), p) for p in output_dir.glob("save-*") if p.is_dir()]
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 def beyond_limit(output_dir: Path, written: Path, limit: int | None) -> list[Path]:

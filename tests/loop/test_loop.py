@@ -185,23 +185,23 @@ def test_what_is_said_of_picks():
 # Figures
 
 
-def solo(detections: list[str], chosen: int | None) -> dict:
-    scores = {"net": {"score": 0.5, "verdict": "?", "subjects": {"a": {"detection": chosen}}}}
-    boxes = [[0, 0, 1, 1]] * len(detections)
-    return {"named": ["a"], "boxes": boxes, "scores": scores, "nearest": {"net": detections}}
+def solo(*nearest: str) -> dict:
+    scores = {"net": {"score": 0.5, "verdict": "?"}}
+    boxes = [[0, 0, 1, 1]] * len(nearest)
+    return {"named": ["a"], "boxes": boxes, "scores": scores, "nearest": {"net": nearest}}
 
 
 def test_figures_by_hand():
-    """Two of three together are good; alone: one right, one bleeding, one doubled, one empty."""
+    """Two of three together are good; alone: one right, two that bleed, one doubled, one empty."""
     together = [line("x", 0.9), line("y", 0.7), line("z", 0.2, "missing + mixed")]
-    alone = [solo(["a"], 0), solo(["b"], 0), solo(["a", "b"], 0), solo([], None)]
+    alone = [solo("a"), solo("b"), solo("a", "b"), solo("a", "a"), solo()]
     found = figures_of([*together, *alone, {"named": ["a", "b"], "problem": "broken"}])
-    assert (found.pictures, found.solo_pictures) == (3, 4)
+    assert (found.pictures, found.solo_pictures) == (3, 5)
     assert found.success == pytest.approx(2 / 3) and found.score == pytest.approx(0.6)
     assert found.missing == found.mixed == pytest.approx(1 / 3) and found.extra == 0
-    assert (found.solo_success, found.solo_bleed, found.solo_count) == (1 / 4, 1 / 3, 2 / 4)
+    assert (found.solo_success, found.solo_bleed, found.solo_count) == (1 / 5, 2 / 4, 3 / 5)
     assert found.measure("success") == found.success and found.measure("score") == found.score
-    assert figures_of(alone).measure("score") == 1 / 4
+    assert figures_of(alone).measure("score") == 1 / 5
 
 
 @pytest.mark.parametrize(
