@@ -83,9 +83,15 @@ def load_references(folder: Path, crop: bool = False) -> References:
 def _from_metadata(folder: Path, crop: bool) -> References:
     subjects = load_subjects(folder)
     images: dict[str, list[Image.Image]] = {subject: [] for subject in subjects.names}
-    for photo in subjects.photos:
+    for photo in subjects.cuts if crop else subjects.photos:
         image = load_rgb(photo.image)
         images[photo.subject].append(cut(image, load_mask(photo.mask)) if crop else image)
+    together = [subjects.names[subject] for subject in images if not images[subject]]
+    if together:
+        raise ReferencesError(
+            f"{folder}: {', '.join(together)} has no photo of its own; cut it out by its masks "
+            "(--crop_references)"
+        )
     return References(subjects.names, images)
 
 

@@ -58,3 +58,36 @@ def cohens_kappa(ours: Sequence[Hashable], theirs: Sequence[Hashable]) -> float 
         sum(ours.count(answer) * theirs.count(answer) for answer in set(ours)) / len(ours) ** 2
     )
     return None if expected == 1 else (agreement(ours, theirs) - expected) / (1 - expected)
+
+
+def nested_bootstrap(
+    groups: Sequence[Sequence[Sequence[float]]], resamples: int = RESAMPLES // 5, seed: int = 0
+) -> Interval:
+    """Return the mean over pairs of subjects with its 95 % interval.
+
+    groups[pair][training] are a training's pictures. Resampled are pairs, then a pair's trainings,
+    then a training's pictures, as pictures of one LoRA are not independent; each pair and each
+    training weighs the same. Of differences by picture it is a paired interval.
+
+    Raises:
+        ValueError: a pair or a training is empty, or there is none.
+    """
+    if not groups or not all(group and all(map(len, group)) for group in groups):
+        raise ValueError("no values, so no mean")
+    rng = np.random.default_rng(seed)
+    values = [[np.asarray(p, dtype=np.float64) for p in trainings] for trainings in groups]
+
+    def draw() -> float:
+        pairs = rng.integers(0, len(values), len(values))
+        means = []
+        for pair in pairs:
+            chosen = rng.integers(0, len(values[pair]), len(values[pair]))
+            own = [values[pair][training] for training in chosen]
+            means.append(np.mean([rng.choice(pictures, len(pictures)).mean() for pictures in own]))
+        return float(np.mean(means))
+
+    mean = float(np.mean([np.mean([p.mean() for p in trainings]) for trainings in values]))
+    drawn = [draw() for _ in range(resamples)]
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return Interval(mean, float(low), float(high))

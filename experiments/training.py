@@ -1,11 +1,14 @@
 """Runs the training script in a process of its own, apart from a launch's other processes."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 import train_segmix_lora_sdxl
 
@@ -31,6 +34,15 @@ def training_process(device: torch.device, log: Path) -> ProcessPoolExecutor:
 def train(words: list[str]) -> None:
     """Run the training script with a command line."""
     train_segmix_lora_sdxl.main(train_segmix_lora_sdxl.parse_args(words))
+
+
+def run_stage(words: Sequence[str]) -> None:
+    """Run a script's path, or -m and a module, with its flags, as a launch of its own would."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    name, flags = (words[1], words[2:]) if words[0] == "-m" else (Path(words[0]).stem, words[1:])
+    script = import_module(name)
+    script.main(script.parse_args(list(flags)))
 
 
 def _leave_launch(kind: str, index: int | None, log: Path) -> None:

@@ -6,9 +6,9 @@ prefetching, several processes and a resumed run all see the same samples.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,9 @@ from mudi import segmix
 from mudi.ground.devices import on_gpu
 from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import load_mask, load_rgb
-from mudi.metadata import Photo, Subjects
+from mudi.metadata import Photo, Scene, Subjects
 from mudi.segmix import Cutout, SegMixStyle
+from mudi.subjects import Source, pattern
 
 CACHE_BYTES = 1 << 30  # decoded photos kept per process; ten photos at 1024 px need 80 MB
 COLLAGE_BYTES = 1 << 28  # composed collages of a pool kept per process; at 1024 px 64 of them
@@ -85,7 +86,7 @@ class SampleOptions:
 
 
 class Draw(NamedTuple):
-    """Everything that decides a sample: index into the photos, optimizer step, seed."""
+    """Everything that decides a sample: index into `Subjects.pictures`, optimizer step, seed."""
 
     photo: int
     step: int
@@ -150,7 +151,12 @@ TENSORS = ("pixels", "mask", "conditioning")  # of a Batch
 
 
 class SegMixDataset(Dataset):
-    """Maps a `Draw` to its samples: the subject's, then, with a prior set, the prior's."""
+    """Maps a `Draw` to its samples: the subject's, then, with a prior set, the prior's.
+
+    A scene is shown whole, or a cut-out of it begins a collage. A collage takes its other subjects
+    from the drawn picture's own source, so that a source's share of the draws is its share of what
+    is seen; where that lacks a subject, from all.
+    """
 
     def __init__(self, subjects: Subjects, options: SampleOptions, prior: Subjects | None = None):
         self.subjects = subjects
@@ -158,7 +164,11 @@ class SegMixDataset(Dataset):
         self.prior = prior
         self._cut_mix = options.mix == "cutmix"
         self._style = segmix.cutmix_style(options.style) if self._cut_mix else options.style
-        self._by_subject = {s: subjects.photos_of(s) for s in subjects.names}
+        self._pictures = subjects.pictures
+        cuts = subjects.photos if self._cut_mix else subjects.cuts  # Cut-Mix shows whole photos
+        self._by_source = {
+            source: _by_subject(cuts, source, subjects.names) for source in _sources(subjects)
+        }
         self._prior_names = prior.names if prior else {}
         self._prior_by_subject = {s: prior.photos_of(s) for s in prior.names} if prior else {}
         self._photos: LRUCache = LRUCache(CACHE_BYTES // 2, getsizeof=_photo_bytes)
@@ -175,13 +185,22 @@ class SegMixDataset(Dataset):
         return self._drawn(draw.photo, mixed, rng)
 
     def _drawn(self, index: int, mixed: bool, rng: random.Random) -> list[Sample]:
-        photo = self.subjects.photos[index]
-        samples = [self._mix(photo, rng) if mixed else self._single(photo, rng)]
+        picture = self._pictures[index]
+        photo = self._cut_of(picture, rng) if mixed else None
+        samples = [self._mix(photo, rng) if photo else self._single(picture, rng)]
         if self.prior:
-            prior_photo = rng.choice(self._prior_by_subject[photo.subject])
-            mix_or_single = self._mix_prior if mixed else self._single
+            seen = photo or picture
+            subject = rng.choice(seen.subjects) if isinstance(seen, Scene) else seen.subject
+            prior_photo = rng.choice(self._prior_by_subject[subject])
+            mix_or_single = self._mix_prior if photo else self._single
             samples.append(mix_or_single(prior_photo, rng))
         return samples
+
+    def _cut_of(self, picture: Photo | Scene, rng: random.Random) -> Photo | None:
+        """Return what a collage begins with: the photo, or one of a scene's cut-outs, if any."""
+        if isinstance(picture, Photo):
+            return picture
+        return rng.choice(picture.cuts) if picture.cuts and not self._cut_mix else None
 
     @cachedmethod(lambda self: self._collages)
     def _pooled(self, seed: int, number: int) -> list[Sample]:
@@ -189,15 +208,22 @@ class SegMixDataset(Dataset):
 
         Its first photo is the one at that place of a row of shuffled epochs, as a draw's is.
         """
-        epoch, place = divmod(number, len(self.subjects.photos))
-        photo = _shuffled(len(self.subjects.photos), f"pool {seed}", epoch)[place]
+        mixable = self._mixable
+        epoch, place = divmod(number, len(mixable))
+        photo = mixable[_shuffled(len(mixable), f"pool {seed}", epoch)[place]]
         samples = self._drawn(photo, True, random.Random(f"pool {seed} {number}"))
         return [replace(s, key=("collage", number, half)) for half, s in enumerate(samples)]
+
+    @cached_property
+    def _mixable(self) -> list[int]:
+        """The pictures that a collage can begin with."""
+        rng = random.Random(0)
+        return [i for i, picture in enumerate(self._pictures) if self._cut_of(picture, rng)]
 
     def prompts(self) -> list[str]:
         """Return every prompt that a draw can have, each once, in a fixed order."""
         opt = self.options
-        found = [caption for photo in self.subjects.photos for caption in photo.captions]
+        found = [caption for picture in self._pictures for caption in picture.captions]
         mixing = opt.segmix_prob > 0
         if mixing:
             found += _collage_prompts(self.subjects.names, opt.num_subjects, self._style)
@@ -209,7 +235,7 @@ class SegMixDataset(Dataset):
             found += _collage_prompts({**names, **same}, PRIOR_SUBJECTS, self._style)
         return list(dict.fromkeys(found))
 
-    def _single(self, photo: Photo, rng: random.Random) -> Sample:
+    def _single(self, photo: Photo | Scene, rng: random.Random) -> Sample:
         size = self.options.resolution
         image, (height, width) = self._photo(photo.image)
         flipped = self.options.random_flip and rng.random() < 0.5
@@ -236,7 +262,8 @@ class SegMixDataset(Dataset):
     def _mix(self, photo: Photo, rng: random.Random) -> Sample:
         others = [s for s in self.subjects.names if s != photo.subject]
         added = rng.sample(others, self.options.num_subjects - 1)
-        photos = [photo, *(rng.choice(self._by_subject[s]) for s in added)]
+        own = self._by_source[photo.source]
+        photos = [photo, *(rng.choice(own[s]) for s in added)]
         scales = self.options.scales
         fractions = [scales[p.subject] for p in photos] if scales else None
         return self._collage(photos, self.subjects.names, rng, fractions)
@@ -291,11 +318,13 @@ class DrawSchedule:
 
     All draws of a run stand in one row: photos shuffled anew each epoch, epochs one after the
     other. Micro-step m of process p of P takes the batch_size draws from (m*P + p) * batch_size.
+    With sources, the row takes them in turn, by `mudi.subjects.pattern`, each in epochs of its own.
 
     Attributes:
-        num_photos: photos of the data set.
+        num_photos: pictures of the data set.
         repeats: how often an epoch shows each photo.
         accumulation: micro-steps an optimizer step.
+        sources: parts of the data set that have shares of the draws; none: all are alike.
     """
 
     num_photos: int
@@ -307,6 +336,7 @@ class DrawSchedule:
     repeats: int = 1
     process: int = 0
     num_processes: int = 1
+    sources: tuple[Source, ...] = ()
 
     def __len__(self) -> int:
         return max(0, self.last_step - self.first_step) * self.accumulation
@@ -318,9 +348,20 @@ class DrawSchedule:
             yield [self._draw(position, step) for position in range(start, start + self.batch_size)]
 
     def _draw(self, position: int, step: int) -> Draw:
-        epoch, place = divmod(position, self.num_photos * self.repeats)
-        order = _shuffled(self.num_photos * self.repeats, self.seed, epoch)
-        return Draw(order[place] % self.num_photos, step, f"draw {self.seed} {position}")
+        if self.sources:
+            photo = self._photo_of_source(position)
+        else:
+            photo = _nth(position, self.num_photos, self.repeats, self.seed)
+        return Draw(photo, step, f"draw {self.seed} {position}")
+
+    def _photo_of_source(self, position: int) -> int:
+        """Return the picture at a place of the row: the next one of the source whose turn it is."""
+        turns = pattern(tuple(source.share for source in self.sources))
+        cycle, place = divmod(position, len(turns))
+        source = self.sources[turns[place]]
+        earlier = cycle * turns.count(turns[place]) + turns[:place].count(turns[place])
+        seed = f"{self.seed} {source.name}"
+        return source.photos[_nth(earlier, len(source.photos), self.repeats, seed)]
 
 
 def make_loader(dataset: SegMixDataset, schedule: DrawSchedule, num_workers: int) -> DataLoader:
@@ -361,7 +402,26 @@ def _collage_prompts(names: dict[str, str], count: int, style: SegMixStyle) -> l
     ]
 
 
-@lru_cache(maxsize=4)  # a batch can straddle two epochs, and so does a pool
+def _sources(subjects: Subjects) -> set[str]:
+    return {picture.source for picture in subjects.pictures}
+
+
+def _by_subject(cuts: list[Photo], source: str, names: Iterable[str]) -> dict[str, list[Photo]]:
+    """Return each subject's cuts of a source; of all sources where that has none."""
+    found = {}
+    for subject in names:
+        all_cuts = [cut for cut in cuts if cut.subject == subject]
+        found[subject] = [cut for cut in all_cuts if cut.source == source] or all_cuts
+    return found
+
+
+def _nth(number: int, count: int, repeats: int, seed: int | str) -> int:
+    """Return the picture of `count` that stands at a place in the row of shuffled epochs."""
+    epoch, place = divmod(number, count * repeats)
+    return _shuffled(count * repeats, seed, epoch)[place] % count
+
+
+@lru_cache(maxsize=32)  # a batch can straddle two epochs, of each source, and so does a pool
 def _shuffled(count: int, seed: int | str, epoch: int) -> list[int]:
     return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
 
@@ -379,14 +439,27 @@ def _cutout_bytes(cutout: Cutout) -> int:
 
 
 def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
-    """Draw `count` mixed samples of a data set (its prior's too) on one sheet."""
+    """Draw `count` mixed samples of a data set (its prior's too) on one sheet.
+
+    Then as many of its scenes, whole, with the outlines of their masks.
+    """
     options = replace(dataset.options, segmix_prob=1.0, pool=None)  # no picture twice
     mixing = SegMixDataset(dataset.subjects, options, dataset.prior)
-    photos = len(dataset.subjects.photos)
+    mixable = mixing._mixable
     step = dataset.options.segmix_start_step
     samples = [
         sample
         for i in range(count)
-        for sample in mixing[Draw(i % photos, step, f"preview {seed} {i}")]
+        for sample in mixing[Draw(mixable[i % len(mixable)], step, f"preview {seed} {i}")]
     ]
-    return contact_sheet([outline(s.pixels, s.mask) for s in samples], [s.prompt for s in samples])
+    scenes = dataset.subjects.scenes[:count]
+    tiles = [outline(s.pixels, s.mask) for s in samples] + [_outlined(scene) for scene in scenes]
+    return contact_sheet(tiles, [s.prompt for s in samples] + [s.caption for s in scenes])
+
+
+def _outlined(scene: Scene) -> Image.Image:
+    """Draw the outlines of a scene's masks into it."""
+    image = load_rgb(scene.image)
+    for cut in scene.cuts:
+        image = outline(np.asarray(image), load_mask(cut.mask))
+    return image

@@ -8,12 +8,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from mudi.ground.errors import SetupError
 from mudi.photo_checks import check_photos
+from mudi.subjects import PHOTOS, Photo, Scene, Subjects
 from mudi.texts import find_file, folded, has_half_character
 
 PRIOR_FILENAME = "class_metadata.jsonl"
@@ -27,6 +27,9 @@ HALF_CHARACTER = (
     'holds half a character (such as "\\ud83d", a lone half of an emoji); mend the line'
 )
 FILES = {"file_name": "photo", "mask_path": "mask"}  # what a line's keys name
+SUBJECTS, SHARES, SOURCE = "subjects", "shares", "source"
+NO_SUBJECTS = f'"{SUBJECTS}" must be a list such as [{{"id": "a", "mask_path": "mask_a.png"}}, …]'
+MAX_SHARES = 1000  # draws in which all shares come to whole numbers
 
 
 class MetadataError(SetupError):
@@ -35,41 +38,6 @@ class MetadataError(SetupError):
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One photo of one subject; `subject` is an id of `Subjects.names`.
-
-    Attributes:
-        caption: its first caption.
-        more_captions: others, of which a training draws one a time.
-        place: the metadata's file and line.
-    """
-
-    image: Path
-    mask: Path
-    caption: str
-    subject: str
-    more_captions: tuple[str, ...] = ()
-    place: str = field(default="", compare=False)
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        return (self.caption, *self.more_captions)
-
-
-@dataclass(frozen=True)
-class Subjects:
-    """A data folder: `names` maps id -> prompt name, folded, in the file's order."""
-
-    names: dict[str, str]
-    photos: list[Photo]
-    warnings: tuple[str, ...] = ()
-    folder: Path = Path()
-
-    def photos_of(self, subject: str) -> list[Photo]:
-        return [photo for photo in self.photos if photo.subject == subject]
 
 
 def load_subjects(
@@ -100,7 +68,9 @@ def load_subjects(
     if reader.problems:
         raise MetadataError([text for _, text in sorted(reader.problems, key=lambda item: item[0])])
     photos = [photo for _, photo in reader.photos]
-    return Subjects(reader.names, photos, tuple(_warnings(path, reader)), path.parent)
+    scenes = tuple(scene for _, scene in reader.scenes)
+    warnings = tuple(_warnings(path, reader))
+    return Subjects(reader.names, photos, warnings, path.parent, scenes, reader.shares)
 
 
 def read_records(path: Path) -> list[dict]:
@@ -189,10 +159,12 @@ class _Reader:
         self.caption_key = caption_key
         self.names: dict[str, str] = {}
         self.header_line = 1
+        self.shares: dict[str, int] = {}
         self.photos: list[tuple[int, Photo]] = []
+        self.scenes: list[tuple[int, Scene]] = []
         self.files: list[tuple[int, Path | None, Path | None]] = []
         self.warnings: list[str] = []
-        self.subject_lines: Counter[str] = Counter()
+        self.subject_lines: Counter[str] = Counter()  # with a mask
         self.problems: list[tuple[int, str]] = []
 
     def complain(self, line: int, text: str) -> None:
@@ -205,11 +177,14 @@ class _Reader:
         header_problems = len(self.problems)
         if header is not None:
             self._read_names(first[0], header)
+            self._read_shares(first[0], header)
         readable = len(self.problems) == header_problems and bool(self.names)
         for line, text in rest:
             record = self._parse(line, text)
             if record is not None:
-                self._read_photo(line, record, ids_known=readable)
+                is_scene = SUBJECTS in record and "id" not in record
+                read_line = self._read_scene if is_scene else self._read_photo
+                read_line(line, record, readable)
 
     def _parse(self, line: int, text: str) -> dict | None:
         record, problems = _parse(text)
@@ -227,30 +202,121 @@ class _Reader:
                 self.complain(line, f'subject "{subject}" needs a name (a non-empty text)')
         self.names = {subject: folded(str(name)) for subject, name in names.items()}
 
+    def _read_shares(self, line: int, record: dict) -> None:
+        shares = record.get(SHARES, {})
+        whole = isinstance(shares, dict) and all(
+            type(share) is int and share > 0 for share in shares.values()
+        )
+        if not whole or sum(shares.values()) > MAX_SHARES:
+            self.complain(
+                line,
+                f'"{SHARES}" must give each source its draws, as {{"{PHOTOS}": 3, "made": 1}}: '
+                f"whole numbers above 0, {MAX_SHARES} in all at most",
+            )
+            return
+        self.shares = {folded(source): share for source, share in shares.items()}
+
     def _read_photo(self, line: int, record: dict, ids_known: bool) -> None:
-        missing = [k for k in ("id", *FILES, self.caption_key) if k not in record]
-        for key in missing:
-            self.complain(line, f'no "{key}"; add it to the line')
-        captions = _captions(record.get(self.caption_key))
-        wrong = ["id"] if "id" in record and not _is_text(record["id"]) else []
-        if self.caption_key in record and not captions:
-            wrong.append(self.caption_key)
-        for key in wrong:
-            hint = " (a second subjects line? there is one, the first)" if key == "id" else ""
-            self.complain(line, NO_TEXT.format(key) + hint)
-        subject = record.get("id")
-        if _is_text(subject):
-            self.subject_lines[subject] += 1
-            if ids_known and subject not in self.names:
-                known = ", ".join(self.names)
-                self.complain(line, f'unknown id "{subject}"; the first line has: {known}')
+        captions = self._read_keys(line, record, ("id", *FILES, self.caption_key))
+        if "id" in record and not _is_text(record["id"]):
+            hint = " (a second subjects line? there is one, the first)"
+            self.complain(line, NO_TEXT.format("id") + hint)
+        if SUBJECTS in record:
+            told = f'"{SUBJECTS}" is not read beside "id"; leave one of them out'
+            self.warnings.append(f"{self.path}:{line}: {told}")
+        subject = self._known(line, record.get("id"), ids_known)
         files = {key: self._file(line, key, record[key]) for key in FILES if key in record}
         image, mask = files.get("file_name"), files.get("mask_path")
         self.files.append((line, image, mask))
-        if missing or wrong or image is None or mask is None or subject not in self.names:
+        if subject is not None:
+            self.subject_lines[subject] += 1
+        source = self._source(line, record)
+        if not captions or image is None or mask is None or subject not in self.names:
             return
         place = f"{self.path}:{line}"
-        self.photos.append((line, Photo(image, mask, captions[0], subject, captions[1:], place)))
+        photo = Photo(image, mask, captions[0], subject, captions[1:], place, source)
+        self.photos.append((line, photo))
+
+    def _read_scene(self, line: int, record: dict, ids_known: bool) -> None:
+        """Read a line of several subjects in one picture, or of subjects without a mask."""
+        captions = self._read_keys(line, record, ("file_name", self.caption_key))
+        if "mask_path" in record:
+            self.complain(line, f'"mask_path" beside "{SUBJECTS}"; give each of these its own')
+        entries = record[SUBJECTS]
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries or [0]):
+            self.complain(line, NO_SUBJECTS)
+            entries = []
+        image = None
+        if "file_name" in record:
+            image = self._file(line, "file_name", record["file_name"])
+        masks: dict[str, Path | None] = {}
+        for entry in entries:
+            if not _is_text(entry.get("id")):
+                self.complain(line, f'"{SUBJECTS}": {NO_TEXT.format("id")} in each of them')
+                continue
+            subject = self._known(line, entry["id"], ids_known)
+            if subject in masks:
+                self.complain(line, f'subject "{subject}" stands twice in this line; keep one')
+            elif subject is not None:
+                mask = entry.get("mask_path")
+                masks[subject] = None if mask is None else self._file(line, "mask_path", mask)
+        self._add_scene(line, image, masks, captions, self._source(line, record))
+
+    def _add_scene(
+        self,
+        line: int,
+        image: Path | None,
+        masks: dict[str, Path | None],
+        captions: tuple[str, ...],
+        source: str,
+    ) -> None:
+        """Keep a scene, to be checked; masks are by subject, None where there is none."""
+        found = {subject: mask for subject, mask in masks.items() if mask}
+        for mask, count in Counter(found.values()).items():
+            if count > 1:
+                self.complain(line, f'mask "{mask.name}" stands twice in this line; keep one')
+        self.files += [(line, image, mask) for mask in found.values()] or [(line, image, None)]
+        self.subject_lines.update(found.keys())
+        if image is None or not captions:
+            return
+        place = f"{self.path}:{line}"
+        cuts = tuple(
+            Photo(image, mask, captions[0], subject, captions[1:], place, source)
+            for subject, mask in found.items()
+        )
+        scene = Scene(image, tuple(masks), cuts, captions[0], captions[1:], place, source)
+        self.scenes.append((line, scene))
+
+    def _read_keys(self, line: int, record: dict, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """Complain about keys that are missing; return the captions."""
+        for key in keys:
+            if key not in record:
+                self.complain(line, f'no "{key}"; add it to the line')
+        captions = _captions(record.get(self.caption_key))
+        if self.caption_key in record and not captions:
+            self.complain(line, NO_TEXT.format(self.caption_key))
+        return captions
+
+    def _known(self, line: int, subject: object, ids_known: bool) -> str | None:
+        """Return a subject's id if it is a text; complain where the first line lacks it."""
+        if not _is_text(subject):
+            return None
+        if ids_known and subject not in self.names:
+            known = ", ".join(self.names)
+            self.complain(line, f'unknown id "{subject}"; the first line has: {known}')
+        return subject
+
+    def _source(self, line: int, record: dict) -> str:
+        """Return where a line's picture comes from; all is one where there are no shares."""
+        if not self.shares:
+            return PHOTOS
+        source = record.get(SOURCE, PHOTOS)
+        if not _is_text(source):
+            self.complain(line, NO_TEXT.format(SOURCE))
+        elif folded(source) not in self.shares:
+            known = ", ".join(self.shares)
+            self.complain(line, f'source "{source}" has no share; the first line has: {known}')
+        return folded(str(source))
 
     def _file(self, line: int, key: str, name: Any) -> Path | None:
         """Return the file that a line names, or complain and return None."""
@@ -272,13 +338,21 @@ class _Reader:
         for subject, name in self.names.items():
             if self.subject_lines[subject] == 0:
                 what = f'subject "{subject}" ({name}) has no photo'
+                seen = any(subject in scene.subjects for _, scene in self.scenes)
+                what += " with a mask" * seen
                 self.complain(self.header_line, f"{what}; add its lines or drop it")
+        used = {photo.source for _, photo in self.photos}
+        used |= {scene.source for _, scene in self.scenes}
+        for source in self.shares.keys() - used:
+            what = f'"{SHARES}": no line has the source "{source}"; drop it'
+            self.complain(self.header_line, what)
 
     def check_images(self, resolution: int | None) -> None:
         found = check_photos([(photo, mask) for _, photo, mask in self.files], resolution)
         for (line, *_), (problems, warnings) in zip(self.files, found, strict=True):
             for text in problems:
-                self.complain(line, text)
+                if (line, f"{self.path}:{line}: {text}") not in self.problems:  # of a photo twice
+                    self.complain(line, text)
             self.warnings += [f"{self.path}:{line}: {text}" for text in warnings]
 
 
@@ -301,12 +375,18 @@ def _warnings(path: Path, reader: _Reader) -> Iterator[str]:
         if count < FEW_PHOTOS:
             place = f"{path}:{reader.header_line}"
             yield f'{place}: subject "{subject}" ({name}) has {count} photo(s); five are advised'
-    first_line: dict[str, int] = {}
-    for line, photo in reader.photos:
-        digest = hashlib.sha256(photo.image.read_bytes()).hexdigest()
+    first_line: dict[str, tuple[int, str]] = {}
+    pictures: list[tuple[int, Photo | Scene]] = sorted(
+        [*reader.photos, *reader.scenes], key=lambda item: item[0]
+    )
+    for line, picture in pictures:
+        ids = picture.subjects if isinstance(picture, Scene) else (picture.subject,)
+        digest = hashlib.sha256(picture.image.read_bytes()).hexdigest()
         if digest in first_line:
-            yield f'{path}:{line}: "{photo.image.name}" is the photo of line {first_line[digest]}'
-        first_line.setdefault(digest, line)
-        name = reader.names[photo.subject]
-        if any(name.lower() not in folded(caption).lower() for caption in photo.captions):
-            yield f'{path}:{line}: the caption lacks its subject\'s name "{name}"'
+            earlier, subject = first_line[digest]
+            hint = "" if subject == ids[0] else f'; of several subjects make one line: "{SUBJECTS}"'
+            yield f'{path}:{line}: "{picture.image.name}" is the photo of line {earlier}{hint}'
+        first_line.setdefault(digest, (line, ids[0]))
+        for name in (reader.names[subject] for subject in ids):
+            if any(name.lower() not in folded(caption).lower() for caption in picture.captions):
+                yield f'{path}:{line}: the caption lacks its subject\'s name "{name}"'

@@ -18,6 +18,7 @@ FLOORS = {
     "mudi.pictures": WING,
     "detect_and_compare": METRIC,
     "mudi.best_of": TOP,
+    "mudi.loop": TOP,
     "mudi.preview": TOP,
     "mudi.merge_lora": TOP,
 }

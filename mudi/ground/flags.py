@@ -88,7 +88,7 @@ def flag(
     words |= {"help": help, "default": default}
     metadata = {"words": words, "bounds": bounds, "on_resume": on_resume, "origin": origin}
     metadata["dashes"] = "" if positional else "--"
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 

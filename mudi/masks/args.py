@@ -30,13 +30,9 @@ class CaptionArgs:
 
 
 @dataclass
-class MaskingArgs:
-    """masks"""
+class SegmenterArgs:
+    """cutting out"""
 
-    detector: str = flag(DETECTOR, "OWLv2 or OWL-ViT: folder or hub id", origin=True)
-    threshold: float = flag(
-        PHOTO_THRESHOLD, "a box's least confidence", at_least=0, at_most=1, origin=True
-    )
     segmenter: str = flag(
         "sam",
         "foreground: what differs from the border's colour; for plain backgrounds",
@@ -45,3 +41,13 @@ class MaskingArgs:
     )
     sam_checkpoint: Path = flag(Path("sam_vit_h_4b8939.pth"), ".pth file", origin=True)
     sam_type: str = flag("vit_h", "SAM's size: vit_h, vit_l or vit_b", origin=True)
+
+
+@dataclass
+class MaskingArgs(SegmenterArgs):
+    """masks"""
+
+    detector: str = flag(DETECTOR, "OWLv2 or OWL-ViT: folder or hub id", origin=True)
+    threshold: float = flag(
+        PHOTO_THRESHOLD, "a box's least confidence", at_least=0, at_most=1, origin=True
+    )

@@ -22,8 +22,15 @@ from mudi.ground.files import TEMPORARY, replace_file, write_records
 from mudi.ground.flags import range_complaints
 from mudi.images import NOTE
 from mudi.masks import segment
-from mudi.masks.args import MaskingArgs
-from mudi.metadata import NO_NAMES, MetadataError, file_problem, load_subjects, read_records
+from mudi.masks.args import SegmenterArgs
+from mudi.metadata import (
+    NO_NAMES,
+    SUBJECTS,
+    MetadataError,
+    file_problem,
+    load_subjects,
+    read_records,
+)
 from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
 from mudi.photo_files import photo_files
 from mudi.texts import is_file
@@ -45,7 +52,7 @@ class Job:
     subject: str
 
 
-def masking_complaints(args: MaskingArgs) -> list[str]:
+def masking_complaints(args: SegmenterArgs) -> list[str]:
     """Say what is wrong with the flags that can be seen without loading anything."""
     complaints = range_complaints(args)
     if args.sam_type not in sam_model_registry:
@@ -69,13 +76,27 @@ def load_models(
         SegmentError: one of them can't be loaded.
     """
     detect = segment.Detector(detector, device)
+    return detect, load_segmenter(segmenter, sam_checkpoint, sam_type, device)
+
+
+def load_segmenter(
+    segmenter: str, sam_checkpoint: Path, sam_type: str, device: str | torch.device
+) -> segment.Segmenter:
+    """Load what --segmenter chooses.
+
+    Raises:
+        SegmentError: SAM can't be loaded.
+    """
     if segmenter == "foreground":
-        return detect, segment.foreground_segmenter
-    return detect, segment.SamSegmenter(sam_checkpoint, sam_type, device)
+        return segment.foreground_segmenter
+    return segment.SamSegmenter(sam_checkpoint, sam_type, device)
 
 
 def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
-    """Return the photos with their subjects and mask files; add what is wrong to problems."""
+    """Return the photos with their subjects and mask files; add what is wrong to problems.
+
+    Lines of several subjects are passed over; their masks are not made here.
+    """
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder")
         return []
@@ -127,8 +148,10 @@ def _mask_name(relative: Path) -> str:
 
 
 def _photo_names(folder: Path, listed: dict[str, dict]) -> Iterator[str]:
-    """Give the names of what is listed, and of all other pictures that are no masks."""
-    named = [record.get("mask_path") for record in listed.values()]
+    """Give the names of what is listed of one subject, and of other pictures that are no masks."""
+    scenes = {name for name, record in listed.items() if _is_scene(record)}
+    cuts = [cut for name in scenes for cut in listed[name][SUBJECTS] if isinstance(cut, dict)]
+    named = [record.get("mask_path") for record in [*listed.values(), *cuts]]
     masks = {normpath(name) for name in named if isinstance(name, str)}
     there = {path.relative_to(folder).as_posix() for path in photo_files(folder)}
     there |= {
@@ -136,8 +159,14 @@ def _photo_names(folder: Path, listed: dict[str, dict]) -> Iterator[str]:
     }
     for name in sorted(there, key=lambda name: (folder / name).parts):
         made = name.split("/")[-1].startswith(MASK_PREFIX) or name in masks
+        if name in scenes:
+            continue
         if name in listed or not (made or name.split("/")[-1] == SHEET):
             yield name
+
+
+def _is_scene(record: dict) -> bool:
+    return "id" not in record and isinstance(record.get(SUBJECTS), list)
 
 
 def _read_metadata(folder: Path) -> list[dict]:

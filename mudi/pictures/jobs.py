@@ -49,7 +49,7 @@ def lora_digests(loras: Sequence[str]) -> list[str]:
 
 def data_digest(subjects: Subjects | None) -> str:
     """Return a short name for the subjects' names, photos and masks."""
-    photos = subjects.photos if subjects else []
+    photos = subjects.cuts if subjects else []
     data = [file_digest(path) for photo in photos for path in (photo.image, photo.mask)]
     names = json.dumps(subjects.names if subjects else {})
     return hashlib.sha256(f"{names}{data}".encode()).hexdigest()[:12]

@@ -232,6 +232,7 @@ def load_data(args: TrainingArgs, style: SegMixStyle, complaints: list[str]) -> 
         subjects = _load(args.instance_data_dir, args, complaints)
     if subjects is not None:
         complaints += _mixing_complaints(args, subjects, style)
+        complaints += _source_complaints(args, subjects)
         try:
             scales = subject_scales(args, subjects.names)
         except ValueError as error:
@@ -294,6 +295,8 @@ def _load_prior(
         complaints += [f"{problem} ({PRIOR_POINTER})" for problem in error.problems[:1]]
         complaints += error.problems[1:]
         return None
+    if prior.scenes or prior.shares:
+        complaints.append(f'{path}: "subjects" and "shares" are for the photos, not for classes')
     ids = subjects.names if subjects else prior.names
     missing = [subject for subject in ids if subject not in prior.names]
     if missing:
@@ -320,6 +323,22 @@ def _mixing_complaints(args: TrainingArgs, subjects: Subjects, style: SegMixStyl
         complaints.append(
             f"--segmix_num_subjects {count}: {collages} different collage prompts, more than "
             f"the {MAX_PROMPTS} that are encoded beforehand; mix fewer at a time"
+        )
+    return complaints
+
+
+def _source_complaints(args: TrainingArgs, subjects: Subjects) -> list[str]:
+    complaints = []
+    if args.segmix_pool and subjects.shares:
+        complaints.append(
+            "--segmix_pool takes collages whichever picture is drawn, so the metadata's shares "
+            "would not hold: leave one of them out"
+        )
+    alone = {photo.subject for photo in subjects.photos}
+    lacking = [name for subject, name in subjects.names.items() if subject not in alone]
+    if args.mix == "cutmix" and args.segmix_prob > 0 and lacking:
+        complaints.append(
+            f"--mix cutmix joins photos of one subject each; {', '.join(lacking)} has none"
         )
     return complaints
 

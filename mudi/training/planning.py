@@ -98,7 +98,7 @@ def plan_run(accelerator: Accelerator, args: TrainingArgs, data: Data) -> Plan:
     if resume is not None and step_of(resume) > num_steps:
         logger.warning(f"{resume.name} is past the run's {num_steps} steps; nothing is trained")
     schedule = DrawSchedule(
-        num_photos=len(subjects.photos),
+        num_photos=len(subjects.pictures),
         seed=args.seed,
         batch_size=args.train_batch_size,
         first_step=0,
@@ -107,6 +107,7 @@ def plan_run(accelerator: Accelerator, args: TrainingArgs, data: Data) -> Plan:
         repeats=args.repeats,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        sources=subjects.sources,
     )
     return Plan(
         output_dir=output_dir,
@@ -125,7 +126,7 @@ def _epoch_steps(accelerator: Accelerator, args: TrainingArgs, data: Data) -> in
 
     Whichever are more: so the original counts epochs, and with them validation.
     """
-    epoch = len(data.subjects.photos) * args.repeats
+    epoch = len(data.subjects.pictures) * args.repeats
     if data.prior is not None:
         epoch = max(epoch, len(data.prior.photos))
     samples = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
@@ -169,9 +170,11 @@ def _run_settings(
         free.remove("max_train_steps")  # the rates of the others depend on the run's length
     settings = {key: value for key, value in public_arguments(args).items() if key not in free}
     photos = [[p.image.name, p.subject, p.caption] for p in subjects.photos]
+    scenes = [[s.image.name, *s.subjects, s.caption] for s in subjects.scenes]
     return {
         **settings,
         "num_processes": accelerator.num_processes,
         "names": subjects.names,
-        "photos": photos,
+        "photos": photos + scenes,
+        **({"shares": subjects.shares} if subjects.shares else {}),
     }

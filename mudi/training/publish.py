@@ -119,7 +119,7 @@ pipeline.load_lora_weights("{repository_name(args)}", weight_name="{WEIGHTS_NAME
 {load}image = pipeline("{prompt}").images[0]
 ```
 
-{len(subjects.photos)} photos, resolution {args.resolution}, seed {args.seed}; all arguments are
+{len(subjects.pictures)} photos, resolution {args.resolution}, seed {args.seed}; all arguments are
 in `run_arguments.json`.
 
 {gallery}

@@ -93,7 +93,7 @@ def cut_captions(args: TrainingArgs, backbone: Backbone, data: Data) -> list[str
     with loading("--pretrained_model_name_or_path", args.base):
         tokenizer = AutoTokenizer.from_pretrained(args.base, subfolder=backbone.tokenizer, **hub)
     limit = getattr(args, "max_sequence_length", None)
-    photos = [*data.subjects.photos, *(data.prior.photos if data.prior else ())]
+    photos = [*data.subjects.pictures, *(data.prior.photos if data.prior else ())]
     return [
         f"{photo.place}: {told}"
         for photo in photos
