@@ -6,7 +6,7 @@ prefetching, several processes and a resumed run all see the same samples.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
@@ -378,15 +378,19 @@ def _cutout_bytes(cutout: Cutout) -> int:
     return cutout.pixels.nbytes
 
 
-def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
-    """Draw `count` mixed samples of a data set (its prior's too) on one sheet."""
+def mixed_samples(dataset: SegMixDataset, draws: Iterable[int], seed: int) -> list[Sample]:
+    """Return mixed samples of a data set (its prior's too), by their numbers."""
     options = replace(dataset.options, segmix_prob=1.0, pool=None)  # no picture twice
-    mixing = SegMixDataset(dataset.subjects, options, dataset.prior)
+    same = options == dataset.options  # then what it has decoded is of use
+    mixing = dataset if same else SegMixDataset(dataset.subjects, options, dataset.prior)
     photos = len(dataset.subjects.photos)
     step = dataset.options.segmix_start_step
-    samples = [
-        sample
-        for i in range(count)
-        for sample in mixing[Draw(i % photos, step, f"preview {seed} {i}")]
+    return [
+        sample for i in draws for sample in mixing[Draw(i % photos, step, f"preview {seed} {i}")]
     ]
+
+
+def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
+    """Draw `count` mixed samples of a data set (its prior's too) on one sheet."""
+    samples = mixed_samples(dataset, range(count), seed)
     return contact_sheet([outline(s.pixels, s.mask) for s in samples], [s.prompt for s in samples])

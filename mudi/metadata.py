@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from mudi.ground.errors import SetupError
-from mudi.photo_checks import check_photos
+from mudi.photo_checks import Findings, PhotoAndMask, check_photos
 from mudi.texts import find_file, folded, has_half_character
 
 PRIOR_FILENAME = "class_metadata.jsonl"
@@ -78,6 +78,7 @@ def load_subjects(
     min_subjects: int = 1,
     caption_key: str = "text",
     resolution: int | None = None,
+    look: Callable[[list[PhotoAndMask], int | None], list[Findings]] = check_photos,
 ) -> Subjects:
     """Read and check a data folder; every photo and mask is decoded once.
 
@@ -87,6 +88,7 @@ def load_subjects(
         min_subjects: 2 where Seg-Mix is on.
         caption_key: key of the caption, or the list of captions, in the photo lines.
         resolution: side of the training samples (px); None: there is no training.
+        look: in place of `check_photos`, by who keeps what it found.
 
     Raises:
         MetadataError: lists every problem as "file:line: what; what to do".
@@ -96,7 +98,7 @@ def load_subjects(
     reader = _Reader(path, caption_key)
     reader.read(lines)
     reader.check_subjects(min_subjects)
-    reader.check_images(resolution)
+    reader.check_images(resolution, look)
     if reader.problems:
         raise MetadataError([text for _, text in sorted(reader.problems, key=lambda item: item[0])])
     photos = [photo for _, photo in reader.photos]
@@ -274,8 +276,8 @@ class _Reader:
                 what = f'subject "{subject}" ({name}) has no photo'
                 self.complain(self.header_line, f"{what}; add its lines or drop it")
 
-    def check_images(self, resolution: int | None) -> None:
-        found = check_photos([(photo, mask) for _, photo, mask in self.files], resolution)
+    def check_images(self, resolution: int | None, look: Callable) -> None:
+        found = look([(photo, mask) for _, photo, mask in self.files], resolution)
         for (line, *_), (problems, warnings) in zip(self.files, found, strict=True):
             for text in problems:
                 self.complain(line, text)

@@ -19,6 +19,7 @@ FLOORS = {
     "detect_and_compare": METRIC,
     "mudi.preview": TOP,
     "mudi.merge_lora": TOP,
+    "mudi.studio": TOP,
 }
 
 

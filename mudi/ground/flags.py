@@ -69,6 +69,7 @@ def flag(
     refused: str | None = None,
     on_resume: str = COMPARED,
     origin: bool = False,
+    positional: bool = False,
     **words: Any,
 ) -> Any:
     """Declare a flag as a field of a dataclass, of the field's name and type; see `parse`.
@@ -78,13 +79,15 @@ def flag(
         refused: why the flag is an error, and what to use.
         on_resume: what a continued run may do with it.
         origin: what is made follows from it.
+        positional: the value is given without the flag's name, and must be.
         words: more for `add_argument`.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     if refused is not None:
         words |= {"action": RefusedFlag, "const": refused}
-    words |= {"help": help, "default": default}
+    words |= {"help": help} if positional else {"help": help, "default": default}
     metadata = {"words": words, "bounds": bounds, "on_resume": on_resume, "origin": origin}
+    metadata["prefix"] = "" if positional else "--"
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -116,7 +119,8 @@ def parse(
             words = dict(flags[name].metadata["words"])
             if name in defaults:
                 words |= {"default": defaults[name], "required": False}
-            group.add_argument(f"--{name}", **words, **_kind(kinds[name], words))
+            prefix = flags[name].metadata["prefix"]
+            group.add_argument(f"{prefix}{name}", **words, **_kind(kinds[name], words))
     return record(**vars(parser.parse_args(argv)))
 
 
