@@ -4,14 +4,14 @@ import { $, address, ask, attempt, complaints, copied, debounced, el, folder } f
 const choice = (name, text, options) => ({ name, text, options });
 const FIELDS = [
   choice("style", "Base model", [["sdxl", "SDXL"], ["flux", "FLUX"]]),
-  choice("in_order", "Show", [["", "collages, as mudi.preview"], ["true", "the run's first draws"]]),
-  { name: "segmix_prob", text: "--segmix_prob", value: "0.3", title: "how often a photo becomes a collage" },
-  { name: "segmix_num_subjects", text: "--segmix_num_subjects", value: "2", title: "subjects a collage" },
-  { name: "relative_scale", text: "--relative_scale", value: "0", title: "fixed sizes of two subjects; 0: random" },
-  { name: "subject_scales", text: "--subject_scales", value: "", placeholder: "a=1 b=0.6", title: "fixed sizes of all subjects" },
-  { name: "resolution", text: "--resolution", value: "1024", title: "side of the training images (px)" },
-  choice("mix", "--mix", [["segmix", "segmix"], ["cutmix", "cutmix, the baseline"]]),
-  { name: "random_flip", text: "--random_flip", type: "checkbox" },
+  choice("in_order", "Show", [["", "collages"], ["true", "the run's draws"]]),
+  { name: "segmix_prob", text: "segmix_prob", value: "0.3", title: "how often a photo becomes a collage" },
+  { name: "segmix_num_subjects", text: "segmix_num_subjects", value: "2", title: "subjects a collage" },
+  { name: "relative_scale", text: "relative_scale", value: "0", title: "fixed sizes of two subjects; 0: random" },
+  { name: "subject_scales", text: "subject_scales", value: "", placeholder: "a=1 b=0.6", title: "fixed sizes of all subjects" },
+  { name: "resolution", text: "resolution", value: "1024", title: "side of the training images (px)" },
+  choice("mix", "mix", [["segmix", "segmix"], ["cutmix", "cutmix, the baseline"]]),
+  { name: "random_flip", text: "random_flip", type: "checkbox" },
 ];
 const USUAL = { sdxl: "1024", flux: "512" }; // the resolution, as long as nobody chose one
 

@@ -457,8 +457,7 @@ document.addEventListener("keyup", (event) => {
 
 export async function enter() {
   segmenter = (await attempt(() => ask("segmenter"))) ?? segmenter;
-  $("query").placeholder = segmenter.finds ? "what to look for; empty: the name's noun" : "on a plain background";
-  $("query").disabled = !segmenter.finds;
+  $("query").hidden = !segmenter.finds; // on a plain background there is nothing to look for
   if (!open && folder.photos.length) {
     const first = folder.photos.find((photo) => photo.state === "none") ?? folder.photos[0];
     await openPhoto(first.name);

@@ -1,0 +1,95 @@
+"""A page that is served, and a browser to look at it with."""
+
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mudi.studio.__main__ import open_server, parse_args
+from mudi.studio.server import JSON, Server
+
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync""".split()
+LAPTOP = {"width": 1366, "height": 768}  # px, of the window
+
+
+def no_browser() -> str | None:
+    """Say why no page can be looked at, or return None."""
+    if importlib.util.find_spec("playwright") is None:
+        return "wants playwright: pip install -r requirements-dev.txt"
+    return None if CHROMIUM else "wants a browser: apt-get install chromium (or set CHROMIUM)"
+
+
+@contextmanager
+def served(folder: Path, *words: str) -> Iterator[Server]:
+    """Serve a folder from a thread, on a port of its own."""
+    server = open_server(parse_args([str(folder), "--port", "0", "--device", "cpu", *words]))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+class Visitor:
+    """Asks a server as a program does, with whatever headers; keeps what was said of the page."""
+
+    def __init__(self, server: Server):
+        self.place = urlsplit(server.address)
+        self.token = self.place.path.strip("/")
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | dict | None = None,
+        headers: dict[str, str | None] | None = None,
+        token: str | None = None,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of the answer to a path below the token."""
+        sent: dict[str, str | None] = {"Host": self.place.netloc}
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        if data is not None:
+            sent |= {"Content-Type": JSON, "Content-Length": str(len(data))}
+        sent |= headers or {}
+        connection = http.client.HTTPConnection("127.0.0.1", self.place.port, timeout=10)
+        connection.putrequest(
+            method, f"/{self.token if token is None else token}/{path}", skip_host=True,
+            skip_accept_encoding=True,
+        )  # fmt: skip
+        for name, value in sent.items():
+            if value is not None:
+                connection.putheader(name, value)
+        connection.endheaders(data)
+        reply = connection.getresponse()
+        answer = reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read()
+        connection.close()
+        return answer
+
+    def told(self, method: str, path: str, body: dict | None = None) -> tuple[int, dict[str, Any]]:
+        """Return status and JSON."""
+        status, _, data = self.ask(method, path, body)
+        return status, json.loads(data)
