@@ -24,10 +24,9 @@ from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import unwritable
 from mudi.ground.flags import range_complaints
-from mudi.pictures.pipelines import pipeline_complaints
-from mudi.studio import captions, collages, drawing, layout, masking, results
+from mudi.studio import captions, masking, results
 from mudi.studio.folder import PhotoFolder
-from mudi.studio.server import Server, Site, bind
+from mudi.studio.server import Answers, Server, Site, bind
 
 TRAINED_AT = 1024  # px, for the checker's warnings
 
@@ -57,16 +56,24 @@ def open_server(args: StudioArgs) -> Server:
     folder = PhotoFolder(args.photos, TRAINED_AT)
     models = masking.Models(args, args.device or str(accelerate_device()))
     judged = results.Results(args.results, args.scores)
-    stages = layout.Stages(folder)
     answers = {
         **masking.answers(folder, models),
         **captions.answers(folder),
+        **results.answers(judged, folder.lock),
+    }
+    return bind(Site(answers, lambda: slow_answers(args, folder)), args.port)
+
+
+def slow_answers(args: StudioArgs, folder: PhotoFolder) -> Answers:
+    """Return the answers of the tabs that need diffusers, which takes seconds to import."""
+    from mudi.studio import collages, drawing, layout
+
+    stages = layout.Stages(folder)
+    return {
         **collages.answers(folder),
         **layout.answers(folder, stages, args),
         **drawing.answers(stages, drawing.Easel(args)),
-        **results.answers(judged, folder.lock),
     }
-    return bind(Site(answers), args.port)
 
 
 def complaints(args: StudioArgs) -> list[str]:
@@ -77,6 +84,8 @@ def complaints(args: StudioArgs) -> list[str]:
     elif why := unwritable(args.photos):
         found.append(f"{args.photos}: {why}")
     if args.pretrained_model_name_or_path:
+        from mudi.pictures.pipelines import pipeline_complaints  # diffusers' import takes seconds
+
         found += pipeline_complaints(args)
     elif args.lora:
         found.append("--lora needs --pretrained_model_name_or_path, the model that it is for")

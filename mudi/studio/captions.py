@@ -3,10 +3,10 @@
 from typing import Any
 
 from mudi.studio.folder import PhotoFolder
-from mudi.studio.server import Answer, Asked
+from mudi.studio.server import Answers, Asked
 
 
-def answers(folder: PhotoFolder) -> dict[tuple[str, str], Answer]:
+def answers(folder: PhotoFolder) -> Answers:
     """Return what the tab asks for; each answer is the folder's new state."""
 
     def caption(asked: Asked) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mudi.metadata import Subjects
 from mudi.pictures.args import SDXL_BASE
 from mudi.studio.folder import PhotoFolder, stamp_of
 from mudi.studio.pictures import png
-from mudi.studio.server import Answer, Asked, Refusal, Reply
+from mudi.studio.server import Answers, Asked, Refusal, Reply
 from mudi.training.args import MIXES, TrainingArgs, subject_scales
 from mudi.training.checks import data_complaints, mixing_complaints
 from mudi.training.runtime import sample_options
@@ -50,7 +50,7 @@ PUBLISHED = {
 }
 
 
-def answers(folder: PhotoFolder) -> dict[tuple[str, str], Answer]:
+def answers(folder: PhotoFolder) -> Answers:
     """Return what the tab asks for."""
     dataset = lru_cache(1)(lambda key: SegMixDataset(key.subjects, key.options))
     drawing = threading.Lock()  # a data set's caches are one thread's

@@ -17,7 +17,7 @@ from mudi.pictures.sampling import Sampler, Sampling
 from mudi.studio.args import StudioArgs
 from mudi.studio.layout import Stages, Wish
 from mudi.studio.pictures import png
-from mudi.studio.server import Answer, Asked, Refusal, Reply
+from mudi.studio.server import Answers, Asked, Refusal, Reply
 
 KEPT = 24  # drawn pictures, each with its start
 
@@ -131,7 +131,7 @@ class Easel:
         raise Refusal(HTTPStatus.NOT_FOUND, "no such picture any more")
 
 
-def answers(stages: Stages, easel: Easel) -> dict[tuple[str, str], Answer]:
+def answers(stages: Stages, easel: Easel) -> Answers:
     """Return what the layout tab asks for to draw."""
 
     def draw(asked: Asked) -> dict[str, Any]:

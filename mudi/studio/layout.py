@@ -25,7 +25,7 @@ from mudi.segmix import cut_out, listed
 from mudi.studio.args import StudioArgs
 from mudi.studio.folder import PhotoFolder, stamp_of, version_of
 from mudi.studio.pictures import png
-from mudi.studio.server import Answer, Asked, Refusal, Reply
+from mudi.studio.server import Answers, Asked, Refusal, Reply
 
 FOLDER = "layouts"  # in the photos' folder
 NAME = re.compile(r"[\w][\w .-]{0,59}")  # of a layout's file, without its suffix
@@ -34,9 +34,7 @@ LARGEST_SIDE = 2048  # px
 CUTOUT_SIDE = 768  # px, of what is dragged
 
 
-def answers(
-    folder: PhotoFolder, stages: "Stages", args: StudioArgs
-) -> dict[tuple[str, str], Answer]:
+def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
     """Return what the tab asks for."""
 
     def scene(asked: Asked) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mudi.masks.making import UnresolvedError, box_by_hand
 from mudi.studio.folder import BY_HAND, PhotoFolder
 from mudi.studio.pictures import jpeg, thumbnail
 from mudi.studio.runs import from_runs, to_runs
-from mudi.studio.server import Answer, Asked, Refusal
+from mudi.studio.server import Answers, Asked, Refusal
 from mudi.texts import class_noun
 
 MOST_POINTS = 64  # of one mask
@@ -84,7 +84,7 @@ class Models:
         return segment.widen(found[0].box, image.size), note
 
 
-def answers(folder: PhotoFolder, models: Models) -> dict[tuple[str, str], Answer]:
+def answers(folder: PhotoFolder, models: Models) -> Answers:
     """Return what the tab asks for."""
     return {
         ("GET", "folder"): lambda asked: folder.state(),

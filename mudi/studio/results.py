@@ -12,7 +12,7 @@ from mudi.ground.files import write_records
 from mudi.images import ImageError, load_rgb
 from mudi.metadata import read_records
 from mudi.studio.pictures import jpeg, thumbnail
-from mudi.studio.server import Answer, Asked, Refusal, Reply
+from mudi.studio.server import Answers, Asked, Refusal, Reply
 
 KEPT = "kept.jsonl"  # {"image": NAME, "keep": true or false} a line, in the pictures' folder
 SCORES = "scores.jsonl"
@@ -95,7 +95,7 @@ class Results:
         return kept
 
 
-def answers(results: Results, lock: Any) -> dict[tuple[str, str], Answer]:
+def answers(results: Results, lock: Any) -> Answers:
     """Return what the tab asks for."""
 
     def listing(asked: Asked) -> dict[str, Any]:

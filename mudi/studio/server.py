@@ -10,8 +10,10 @@ import json
 import logging
 import math
 import secrets
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -129,14 +131,34 @@ class Reply:
 
 
 Answer = Callable[[Asked], Any]  # returns a `Reply`, or what JSON can hold
+Answers = Mapping[tuple[str, str], Answer]
 
 
-@dataclass
 class Site:
-    """What can be asked for below the token, by method and name: ("GET", "folder")."""
+    """What can be asked for below the token, by method and name: ("GET", "folder").
 
-    answers: dict[tuple[str, str], Answer]
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(TOKEN_BYTES))
+    Args:
+        more: returns further answers; called once, in a thread, as what it imports takes seconds.
+    """
+
+    def __init__(self, answers: Answers, more: Callable[[], Answers] = dict):
+        self.token = secrets.token_urlsafe(TOKEN_BYTES)
+        self._answers = answers
+        self._more: Future[Answers] = Future()
+        self._load = more
+
+    def complete(self) -> None:
+        """Get the further answers; whoever asks for one of them waits meanwhile."""
+        try:
+            self._more.set_result(self._load())
+        except BaseException as error:
+            self._more.set_exception(error)
+            raise
+
+    def answer(self, method: str, name: str) -> Answer | None:
+        """Return what answers, if anything does."""
+        key = (method, name)
+        return self._answers.get(key) or self._more.result().get(key)
 
 
 def json_reply(value: Any, status: HTTPStatus = HTTPStatus.OK) -> Reply:
@@ -151,6 +173,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, site: Site, port: int):
         self.site = site
         super().__init__((ADDRESS, port), _Handler)
+        threading.Thread(target=site.complete, daemon=True).start()
 
     @property
     def address(self) -> str:
@@ -263,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, method: str, name: str, asked: Asked) -> Reply:
         if method == "GET" and (file := _page_file(name or "index.html")) is not None:
             return Reply(file.read_bytes(), KINDS[file.suffix])
-        answer = self.server.site.answers.get((method, name))
+        answer = self.server.site.answer(method, name)
         if answer is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "there is no such thing here")
         given = answer(asked)

@@ -93,3 +93,77 @@ class Visitor:
         """Return status and JSON."""
         status, _, data = self.ask(method, path, body)
         return status, json.loads(data)
+
+
+class Hand:
+    """A user at a page: looks, clicks where a photo's pixel is, presses keys.
+
+    Attributes:
+        clicks: how often the mouse was pressed on the photo.
+    """
+
+    def __init__(self, browser: Any, address: str, tab: str = "photos"):
+        self.context = browser.new_context(viewport=LAPTOP)
+        self.context.set_default_timeout(10_000)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.seconds: list[float] = []  # of the server's, a cut
+        self.clicks = 0
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("response", self._heard)
+        self.open(address, tab)
+
+    def _heard(self, response: Any) -> None:
+        if response.url.endswith("/cut") and response.ok:
+            self.seconds.append(response.json()["seconds"])
+
+    def open(self, address: str, tab: str = "photos") -> None:
+        self.page.goto("about:blank")  # another fragment alone would load nothing
+        self.page.goto(f"{address}#{tab}")
+        self.page.wait_for_selector("body[data-ready]")
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until nothing is asked for any more, and what was answered is seen."""
+        for _ in range(2):
+            self.page.wait_for_selector('body[data-pending="0"]')
+            self.page.wait_for_timeout(40)
+
+    def on_screen(self, size: tuple[int, int], x: float, y: float) -> tuple[float, float]:
+        """Return where a pixel of a photo of that size is, shown whole."""
+        box = self.page.locator("#view").bounding_box()
+        scale = 0.97 * min(box["width"] / size[0], box["height"] / size[1])
+        left = box["x"] + (box["width"] - scale * size[0]) / 2
+        top = box["y"] + (box["height"] - scale * size[1]) / 2
+        return left + scale * (x + 0.5), top + scale * (y + 0.5)
+
+    def click(self, size: tuple[int, int], x: float, y: float, **how: Any) -> None:
+        self.clicks += 1
+        shift = how.pop("shift", False)
+        if shift:
+            self.page.keyboard.down("Shift")
+        self.page.mouse.click(*self.on_screen(size, x, y), **how)
+        if shift:
+            self.page.keyboard.up("Shift")
+        self.settle()
+
+    def drag(self, size: tuple[int, int], start: tuple[int, int], end: tuple[int, int]) -> None:
+        self.page.mouse.move(*self.on_screen(size, *start))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.on_screen(size, *end), steps=8)
+        self.page.mouse.up()
+        self.settle()
+
+    def press(self, key: str) -> None:
+        self.page.keyboard.press(key)
+        self.settle()
+
+    def told(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text()
+
+    def all_told(self, selector: str) -> list[str]:
+        return self.page.locator(selector).all_inner_texts()
+
+    def close(self) -> None:
+        assert not self.errors
+        self.context.close()

@@ -8,13 +8,22 @@ export class Problem extends Error {
   }
 }
 
+let pending = 0;
+function wait(by) {
+  pending += by;
+  document.body.dataset.pending = String(pending);
+}
+
 async function exchange(name, options) {
   let reply;
+  wait(1);
   try {
     reply = await fetch(name, options);
   } catch (error) {
     document.getElementById("gone").hidden = false;
     throw new Problem("the server does not answer", 0, false);
+  } finally {
+    wait(-1);
   }
   if (!reply.ok) {
     const told = await reply.json().catch(() => ({}));

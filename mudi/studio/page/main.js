@@ -1,5 +1,5 @@
 // Tabs: which is seen, and keys that go to the one that is.
-import { $, folder, onFolder, refresh, typing } from "./common.js";
+import { $, onFolder, refresh, typing } from "./common.js";
 import * as photos from "./photos.js";
 import * as captions from "./captions.js";
 import * as collages from "./collages.js";
@@ -41,10 +41,10 @@ document.addEventListener("keydown", (event) => {
 
 onFolder((state) => {
   $("folder").textContent = state.folder;
-  document.title = `${state.folder} – MuDI studio`;
+  document.title = `${state.folder} · MuDI studio`;
 });
 
 await refresh();
 const wanted = location.hash.slice(1);
-await show(wanted in tabs ? wanted : folder.photos.length ? "photos" : "photos");
+await show(wanted in tabs ? wanted : "photos");
 document.body.dataset.ready = "yes";
