@@ -36,6 +36,9 @@ class Photos:
         metavar="FILE=x0,y0,x1,y1",
     )
     point: list[str] = flag([], "a pixel on the subject; repeatable", **MANY, metavar="FILE=x,y")
+    negative_point: list[str] = flag(
+        [], "a pixel that is none of the subject; repeatable", **MANY, metavar="FILE=x,y"
+    )
     overwrite: bool = flag(False, "make existing masks anew")
     write_metadata: bool = flag(False, "complete metadata.jsonl")
     names: list[str] = flag([], "prompt names for --write_metadata", **MANY, metavar="ID=NAME")
@@ -80,8 +83,9 @@ def main(args: MaskArgs) -> None:
     names = id_table(args.names, "--names", problems)
     boxes = _by_file(args.box, 4, "--box", problems)
     points = _by_file(args.point, 2, "--point", problems)
+    negatives = _by_file(args.negative_point, 2, "--negative_point", problems)
     jobs = find_jobs(folder, list(queries), problems)
-    problems += _place_complaints({*boxes, *points}, jobs)
+    problems += _place_complaints({*boxes, *points, *negatives}, jobs)
     problems += [f"--box {name}: given twice" for name, found in boxes.items() if len(found) > 1]
     if jobs and (why := unwritable(folder)):
         problems.append(f"--instance_data_dir {folder}: {why}")
@@ -93,7 +97,7 @@ def main(args: MaskArgs) -> None:
     models = load_models(args.detector, args.segmenter, args.sam_checkpoint, args.sam_type, device)
     masker = Masker(*models, queries, args.threshold, args.pick)
     one_box = {name: found[0] for name, found in boxes.items()}
-    results = make_masks(jobs, masker, one_box, points, args.overwrite)
+    results = make_masks(jobs, masker, one_box, points, args.overwrite, negatives)
 
     write_image(folder / SHEET, result_sheet(results))
     unresolved = [f"{r.job.name}: {r.problem}" for r in results if r.problem]

@@ -343,6 +343,54 @@ def save_tiny_sam(path: Path, seed: int = 0) -> str:
     return TINY_SAM
 
 
+def save_sam_that_sees_brightness(path: Path) -> str:
+    """Save a tiny SAM whose masks are known; return its --sam_type.
+
+    A mask is what is brighter than SAM's mean colour, at 16 px of 256, less what lies nearer to a
+    negative point than to a positive one. Of the 32 channels 0 and 1 carry +brightness and
+    -brightness, which every norm makes +1 and -1 (times a constant), and 2 carries points' labels.
+    """
+    kind = save_tiny_sam(path)
+    weights = {name: torch.zeros_like(w) for name, w in torch.load(path).items()}
+    patch = weights["image_encoder.patch_embed.proj.weight"]
+    patch[0], patch[1] = 1.0, -1.0
+    for channel in (0, 1):
+        weights["image_encoder.neck.0.weight"][channel, channel] = 1.0
+        weights["image_encoder.neck.2.weight"][channel, channel, 1, 1] = 1.0
+    _heed_points(weights)
+    upscaling = "mask_decoder.output_upscaling"
+    for channel, sign in ((0, 1.0), (1, -1.0)):
+        weights[f"{upscaling}.0.weight"][[0, 2], channel] = sign  # bright, and ...
+        weights[f"{upscaling}.0.bias"][channel] = -1.6 * sign  # ... not nearer to a negative
+        weights[f"{upscaling}.3.weight"][channel, channel] = 1.0
+    norms = "image_encoder.neck.1", "image_encoder.neck.3", f"{upscaling}.1"
+    for norm in (*norms, "mask_decoder.transformer.layers.0.norm4"):
+        weights[f"{norm}.weight"] += 1.0
+    for i in range(4):
+        last = f"mask_decoder.output_hypernetworks_mlps.{i}.layers.2.bias"
+        weights[last][:2] = torch.tensor([1.0, -1.0])
+    torch.save(weights, path)
+    return kind
+
+
+def _heed_points(weights: dict[str, torch.Tensor]) -> None:
+    """Let every place of the picture attend to the point that is nearest to it."""
+    matrix = weights["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
+    matrix[0, 8] = matrix[1, 9] = 1 / 8  # an eighth of a turn each way from the centre
+    sines_and_cosines = [8, 9, 8 + 16, 9 + 16]  # of x and y, as that layer lays them out
+    weights["prompt_encoder.point_embeddings.0.weight"][0, 2] = -1.0
+    weights["prompt_encoder.point_embeddings.1.weight"][0, 2] = 1.0
+    layer = "mask_decoder.transformer.layers.0"
+    for norm in ("norm1", "norm2", "norm3"):
+        weights[f"{layer}.{norm}.weight"][2] = 1.0  # of the points; their places stay as they are
+    for attention, label_scale in (("self_attn", 1.0), ("cross_attn_image_to_token", 0.7)):
+        for i, channel in enumerate(sines_and_cosines):
+            for role in ("q", "k"):
+                weights[f"{layer}.{attention}.{role}_proj.weight"][i, channel] = 60.0
+        weights[f"{layer}.{attention}.v_proj.weight"][0, 2] = 1.0
+        weights[f"{layer}.{attention}.out_proj.weight"][2, 0] = label_scale
+
+
 def _build_tiny_sam(checkpoint: str | None = None) -> Sam:
     width, image_size, patch = 32, 256, 16
     grid = image_size // patch

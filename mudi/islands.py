@@ -1,4 +1,4 @@
-"""Specks in masks: pieces that hold next to no area, and what they do to a subject's box."""
+"""Specks and holes in masks: what they do to a subject's box, masks without them."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -29,13 +29,39 @@ def drop_islands(
 
     The largest piece stays, whatever its share, and those on which a point (x, y) lies.
     """
-    pieces, count = label(mask, _TOUCHING)
-    areas = np.bincount(pieces.ravel(), minlength=count + 1)
-    areas[0] = 0
+    clean = mask.copy()
+    if not mask.any():
+        return clean
+    box = tight_box(mask)
+    inside = clean[box.top : box.bottom, box.left : box.right]
+    pieces, count = label(inside, _TOUCHING)
+    if count == 1:
+        return clean
+    areas = np.bincount(pieces[inside], minlength=count + 1)
     kept = areas >= min(share * areas.sum(), areas.max())
-    kept[[pieces[y, x] for x, y in points]] = True
-    kept[0] = False
-    return kept[pieces]
+    on_it = [(x, y) for x, y in points if mask[y, x]]
+    kept[[pieces[y - box.top, x - box.left] for x, y in on_it]] = True
+    inside[...] = kept[pieces] & inside
+    return clean
+
+
+def fill_holes(mask: np.ndarray, share: float | None = None) -> np.ndarray:
+    """Return a mask (H, W) bool in which no hole is left.
+
+    A hole is background that the mask goes all round: none of it is at the picture's edge.
+
+    Args:
+        share: holes of this share of the mask's area or more stay, as the gap between an arm and a
+            body is none of the subject; None: all are filled.
+    """
+    pieces, count = label(~mask)
+    edges = pieces[[0, -1]].ravel(), pieces[:, [0, -1]].ravel()
+    filled = np.ones(count + 1, dtype=bool)
+    filled[np.concatenate(edges)] = False
+    if share is not None:
+        filled &= np.bincount(pieces.ravel(), minlength=count + 1) < share * mask.sum()
+    filled[0] = True  # the mask itself
+    return filled[pieces]
 
 
 def islands_of(mask: np.ndarray, share: float = ISLAND_SHARE) -> Islands:

@@ -22,8 +22,6 @@ from mudi.masks.folder import Job, is_plausible, write_mask
 BOX_COLOUR = (255, 160, 0)
 SEEN_SIDE = 640  # px, of the pictures kept for the sheet
 
-Point = Sequence[int]  # x, y (px)
-
 
 class UnresolvedError(Exception):
     """A photo has no one box; the message says what was seen and what to do."""
@@ -70,13 +68,18 @@ class Masker:
         self._queries, self._threshold, self._pick = queries, threshold, pick
 
     def make(
-        self, job: Job, box: Sequence[float] | None = None, points: Sequence[Point] = ()
+        self,
+        job: Job,
+        box: Sequence[float] | None = None,
+        points: segment.Points = (),
+        negatives: segment.Points = (),
     ) -> tuple[Box | None, str]:
         """Write the mask of a photo; return the box that was cut, and how it was found.
 
         Args:
             box: left, top, right, bottom by hand (px).
             points: pixels on the subject by hand (x, y).
+            negatives: pixels that are none of it.
 
         Raises:
             ImageError: the photo can't be read.
@@ -84,11 +87,11 @@ class Masker:
                 is useless.
         """
         image = load_rgb(job.photo)
-        place = _box_by_hand(box, points, image.size)
+        place = box_by_hand(box, points, negatives, image.size)
         note = "points by hand" if place is None else "box by hand"
         if place is None and not points:
             place, note = self._find(job, image)
-        mask = self._cut(image, place, points)
+        mask = self._cut(image, place, points, negatives)
         if not is_plausible(mask):
             raise UnresolvedError(
                 f"the mask covers {mask.mean():.1%} of the photo; give a --box or a --point by hand"
@@ -115,13 +118,17 @@ class Masker:
         return segment.widen(chosen.box, image.size), f'"{query}" {chosen.score:.2f}'
 
 
-def _box_by_hand(
-    box: Sequence[float] | None, points: Sequence[Point], size: tuple[int, int]
+def box_by_hand(
+    box: Sequence[float] | None,
+    points: segment.Points,
+    negatives: segment.Points,
+    size: tuple[int, int],
 ) -> Box | None:
     """Return a box as it lies in a photo of size (W, H).
 
     Raises:
-        UnresolvedError: it has no area there, or a point lies outside the photo or the box.
+        UnresolvedError: it has no area there, a point lies outside the photo or the box, or a
+            negative one outside the photo.
     """
     place = None if box is None else segment.clip(box, size)
     if box is not None and place is not None and min(place.width, place.height) <= 0:
@@ -129,20 +136,26 @@ def _box_by_hand(
             f"the box {','.join(map(str, box))} holds nothing of the photo, which is "
             f"{size[0]}x{size[1]} px; give left,top,right,bottom"
         )
-    what, region = ("photo", Box(0, 0, *size)) if place is None else ("box", place)
+    photo = Box(0, 0, *size)
+    _refuse_beyond("photo", photo, negatives)
+    _refuse_beyond("photo" if place is None else "box", place or photo, points)
+    return place
+
+
+def _refuse_beyond(what: str, region: Box, points: segment.Points) -> None:
     for x, y in points:
         if not (region.left <= x < region.right and region.top <= y < region.bottom):
             inside = ",".join(map(str, region))
             raise UnresolvedError(f"the point {x},{y} lies outside the {what} {inside}")
-    return place
 
 
 def make_masks(
     jobs: list[Job],
     masker: Masker,
     boxes: Mapping[str, Sequence[float]] | None = None,
-    points: Mapping[str, Sequence[Point]] | None = None,
+    points: Mapping[str, segment.Points] | None = None,
     overwrite: bool = False,
+    negatives: Mapping[str, segment.Points] | None = None,
 ) -> list[Result]:
     """Make the masks that are missing, and anew those of photos with a box or points by hand.
 
@@ -150,16 +163,17 @@ def make_masks(
         boxes: left, top, right, bottom (px) by the photo's name, or by its last part.
         points: pixels (x, y) on the subject, likewise.
         overwrite: make all masks anew.
+        negatives: pixels (x, y) that are none of the subject, likewise.
     """
     results = []
     for job in tqdm(jobs, desc="masks"):
         box = _by_hand(job, boxes)
-        marks = _by_hand(job, points) or ()
+        on_it, off_it = (_by_hand(job, table) or () for table in (points, negatives))
         problem, mask = None, None
         used, note = _noted(job)
         try:
-            if overwrite or box or marks or not job.mask.is_file():
-                used, note = masker.make(job, box, marks)
+            if overwrite or box or on_it or off_it or not job.mask.is_file():
+                used, note = masker.make(job, box, on_it, off_it)
             mask = _made_mask(job)
         except (UnresolvedError, ImageError) as error:
             note, problem = "NO MASK", str(error)

@@ -1,9 +1,16 @@
-"""Where is the subject? OWLv2 proposes boxes for a text, SAM turns a box into a mask.
+"""Where is the subject? OWLv2 proposes boxes for a text, SAM turns a box or clicks into a mask.
 
-The one place where either is called. Boxes are in pixels of the upright picture, masks (H, W) bool.
+The one place where either is called. Boxes and points are in pixels of the upright picture, masks
+(H, W) bool.
+
+segmenter = SamSegmenter(checkpoint, kind, device)  # or foreground_segmenter
+mask = segmenter(image, box, points, negatives)
 """
 
+import hashlib
 import pickle
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +19,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import binary_fill_holes, label
+from scipy.ndimage import label
 from segment_anything import SamPredictor, sam_model_registry
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from mudi.ground.errors import SetupError, first_line
 from mudi.images import Box
-from mudi.islands import drop_islands
+from mudi.islands import drop_islands, fill_holes
 from mudi.masks.args import DETECTOR
 
 KINDS = ("owlv2", "owlvit")  # other detectors are asked and answer in other ways
 WIDEN = 0.05  # of the picture's side, on each side of a detected box
 BORDER_DIFFERENCE = 40  # summed over RGB, 0..765: less than this is background
+ENCODED_PHOTOS = 8  # whose embeddings are kept; SAM's take 4 MB each
+
+Points = Sequence[Sequence[int]]  # x, y (px)
 
 
 class SegmentError(SetupError):
@@ -51,10 +61,15 @@ class Segmenter(Protocol):
 
     Nothing outside the box belongs to it, and no islands (see `drop_islands`), as each would
     enlarge the subject's tight box and so shrink it in every collage.
+
+    Args:
+        image: upright, RGB.
+        points: pixels (x, y) on the subject, inside the box.
+        negatives: pixels that are none of it; beyond the box they say nothing new.
     """
 
     def __call__(
-        self, image: Image.Image, box: Box | None, points: Sequence[Sequence[int]] = ()
+        self, image: Image.Image, box: Box | None, points: Points = (), negatives: Points = ()
     ) -> np.ndarray: ...
 
 
@@ -169,7 +184,10 @@ def no_sam(checkpoint: Path, kind: str) -> str:
 
 
 class SamSegmenter:
-    """Segment Anything from a .pth file, single mask output.
+    """Segment Anything from a .pth file.
+
+    Its image encoder, nearly all of the work, runs once for each of the last ENCODED_PHOTOS: a
+    further box or click is answered by the small decoder alone. Threads may share a segmenter.
 
     Raises:
         SegmentError: the file is missing or holds another kind of SAM.
@@ -183,49 +201,135 @@ class SamSegmenter:
         except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
             reason = first_line(error)
             raise SegmentError(f"SAM checkpoint {checkpoint}: no {kind} ({reason})") from error
-        self._predictor = SamPredictor(model.to(device).eval())
+        self.model = model.to(device).eval()
+        self._encoded: OrderedDict[bytes, SamPredictor] = OrderedDict()
+        self._encoding = threading.Lock()
+
+    def encode(self, image: Image.Image) -> SamPredictor:
+        """Return what answers prompts for a picture; called early, it saves the first a wait."""
+        key = _fingerprint(image, self.model.image_encoder.img_size)
+        with self._encoding:
+            predictor = self._encoded.pop(key, None)
+            if predictor is None:
+                predictor = SamPredictor(self.model)
+                predictor.set_image(np.asarray(image))
+            self._encoded[key] = predictor
+            if len(self._encoded) > ENCODED_PHOTOS:
+                self._encoded.popitem(last=False)
+        return predictor
 
     def __call__(
-        self, image: Image.Image, box: Box | None, points: Sequence[Sequence[int]] = ()
+        self, image: Image.Image, box: Box | None, points: Points = (), negatives: Points = ()
     ) -> np.ndarray:
-        self._predictor.set_image(np.asarray(image))
-        masks, _, _ = self._predictor.predict(
-            point_coords=np.array(points) if points else None,
-            point_labels=np.ones(len(points), dtype=int) if points else None,
+        """Return a mask, see `Segmenter`.
+
+        A lone point is ambiguous (a hat or its wearer?): SAM is trained to answer it by three
+        masks (arXiv 2304.02643, appendix A), of which the one that it rates best is taken. A box
+        or several points get its single mask.
+        """
+        marks = [*points, *negatives]
+        masks, ratings, _ = self.encode(image).predict(
+            point_coords=np.array(marks) if marks else None,
+            point_labels=np.repeat([1, 0], [len(points), len(negatives)]) if marks else None,
             box=np.array(box) if box else None,
-            multimask_output=False,
+            multimask_output=box is None and len(marks) == 1,
         )
         region = box or Box(0, 0, image.width, image.height)
         rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
         mask = np.zeros((image.height, image.width), dtype=bool)
-        mask[rows, columns] = masks[0][rows, columns]
+        mask[rows, columns] = masks[ratings.argmax()][rows, columns]
         return drop_islands(mask, points=points)
+
+
+def _fingerprint(image: Image.Image, seen: int) -> bytes:
+    """Tell pictures apart; what is lost by shrinking one to the side that SAM sees counts not."""
+    small = image.reduce(max(1, max(image.size) // seen))
+    return hashlib.sha256(repr(image.size).encode() + small.tobytes()).digest()
 
 
 def differs_from_border(image: Image.Image) -> np.ndarray:
     """Return where a picture differs from its border's median colour, (H, W) bool."""
-    pixels = np.asarray(image).astype(np.int16)
+    pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    difference = np.abs(pixels - np.median(border, axis=0).astype(np.int16))
-    return difference.sum(axis=2, dtype=np.int16) > BORDER_DIFFERENCE
+    return _distance(pixels, np.median(border, axis=0)) > BORDER_DIFFERENCE
+
+
+def _distance(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Return how far pixels (H, W, 3) are from a colour (3,): (H, W), summed over RGB, 0..765."""
+    total = np.zeros(pixels.shape[:2], dtype=np.int16)
+    for channel, level in enumerate(colour.astype(np.int16)):
+        total += np.abs(pixels[..., channel].astype(np.int16) - level)
+    return total
 
 
 def foreground_segmenter(
-    image: Image.Image, box: Box | None, points: Sequence[Sequence[int]] = ()
+    image: Image.Image, box: Box | None, points: Points = (), negatives: Points = ()
 ) -> np.ndarray:
     """Return what differs from the border's colour inside the box; needs no weights.
 
-    For plain backgrounds. The largest connected piece counts, or with points those that they lie
-    on; holes are filled.
+    For plain backgrounds; see `Segmenter`. The largest connected piece counts, or with points those
+    that they lie on; their holes are filled. A point that lies on no piece stands for the region
+    about it that has its colour. A negative point carves out the region about it that is more like
+    it than like any point, in colour and, where colours are alike, in place.
     """
     region = box or Box(0, 0, image.width, image.height)
-    pieces, count = label(differs_from_border(image.crop(region)))
-    if points:
-        chosen = {pieces[y - region.top, x - region.left] for x, y in points} - {0}
-    else:
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-        chosen = {int(sizes.argmax()) + 1} if count else set()
+    inside = image.crop(region)
+    on_it, off_it = _within(region, points), _within(region, negatives)
     mask = np.zeros((image.height, image.width), dtype=bool)
-    inside = binary_fill_holes(np.isin(pieces, list(chosen)))
-    mask[region.top : region.bottom, region.left : region.right] = inside
+    found = _pieces_at(inside, on_it)
+    if off_it:
+        found = drop_islands(_carved(found, np.asarray(inside), on_it, off_it), points=on_it)
+    mask[region.top : region.bottom, region.left : region.right] = found
     return mask
+
+
+def _within(region: Box, points: Points) -> list[tuple[int, int]]:
+    """Return the points (x, y) that lie in a box, from its corner."""
+    moved = [(x - region.left, y - region.top) for x, y in points]
+    return [(x, y) for x, y in moved if 0 <= x < region.width and 0 <= y < region.height]
+
+
+def _pieces_at(image: Image.Image, points: Points) -> np.ndarray:
+    """Return the pieces that points lie on, (H, W) bool; without points the largest."""
+    different = differs_from_border(image)
+    pieces, count = label(different)
+    chosen = np.zeros(count + 1, dtype=bool)
+    if points:
+        chosen[[pieces[y, x] for x, y in points]] = True
+    elif count:
+        chosen[np.bincount(pieces[different]).argmax()] = True
+    chosen[0] = False
+    found = fill_holes(chosen[pieces])
+    pixels = np.asarray(image)
+    for x, y in points:
+        if not pieces[y, x]:
+            alike, _ = label(_distance(pixels, pixels[y, x]) <= BORDER_DIFFERENCE)
+            found |= alike == alike[y, x]
+    return found
+
+
+def _carved(mask: np.ndarray, pixels: np.ndarray, points: Points, negatives: Points) -> np.ndarray:
+    """Return a mask (H, W) without what is about the negatives and more like them than points."""
+    off_it = np.min([_unlikeness(pixels, point) for point in negatives], axis=0)
+    on_it = BORDER_DIFFERENCE  # without points: what has a negative one's colour
+    if points:
+        on_it = np.min([_unlikeness(pixels, point) for point in points], axis=0)
+    regions, count = label(mask & (off_it < on_it))
+    carved = np.zeros(count + 1, dtype=bool)
+    carved[[regions[y, x] for x, y in negatives]] = True
+    carved[0] = False
+    return mask & ~carved[regions]
+
+
+def _unlikeness(pixels: np.ndarray, point: Sequence[int]) -> np.ndarray:
+    """Return how unlike a pixel (x, y) all others are, (H, W): in colour, and a little in place.
+
+    From one end of the picture to the other counts as much as the least difference that tells a
+    foreground from its border.
+    """
+    x, y = point
+    height, width, _ = pixels.shape
+    rows, columns = np.ogrid[:height, :width]
+    down, right = (rows - y).astype(np.float32), (columns - x).astype(np.float32)
+    apart = np.hypot(down, right) / max(height, width)
+    return _distance(pixels, pixels[y, x]) + BORDER_DIFFERENCE * apart

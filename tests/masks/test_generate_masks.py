@@ -12,7 +12,7 @@ from notebooks import count_pictures, execute, text_of
 from PIL import Image
 
 import generate_masks
-from mini.tiny import save_tiny_owlv2, save_tiny_sam
+from mini.tiny import save_sam_that_sees_brightness, save_tiny_owlv2, save_tiny_sam
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, load_mask, tight_box
 from mudi.masks import segment
@@ -164,6 +164,25 @@ def test_points_choose_the_piece_that_they_lie_on(photos, detectors):
     assert load_mask(photos / "mask_a0.png").sum() == 5 * 5
 
 
+def test_negative_points_go_with_points_a_box_or_the_detectors_own(photos, detectors):
+    """A photo's own --negative_point is heeded whatever found the subject; masks are made anew."""
+    for name in ("a0.png", "a1.png", "a2.png"):
+        image = Image.open(photos / name)
+        image.paste((30, 30, 220), (40, 40, 60, 60))  # a blue thing that touches the subject
+        image.save(photos / name)
+    run(photos, detectors[1])
+    touched = load_mask(photos / "mask_a0.png").sum()
+    assert touched == 40 * 40 + 20 * 10
+    hand = ["--negative_point", *(f"a{i}.png=50,55" for i in range(3))]
+    hand += ["--point", "a0.png=25,15", "--box", "a1.png=0,0,70,58"]
+    run(photos, detectors[1], *hand)
+    for i in range(3):
+        mask = load_mask(photos / f"mask_a{i}.png")
+        assert mask.sum() == (40 - i) * 40 - 20 * 10 and not mask[55, 50]
+    with pytest.raises(SystemExit, match="the point 96,55 lies outside the photo 0,0,96,64"):
+        run(photos, detectors[1], "--negative_point", "a0.png=96,55")
+
+
 def test_existing_masks_are_kept_unless_overwritten(photos, detectors):
     own = Image.new("L", (96, 64), 0)
     own.paste(255, (0, 0, 48, 32))
@@ -251,29 +270,6 @@ def test_sam_makes_masks_of_the_photos_own_size(photos, tmp_path):
     assert segmenter(image, None, [(40, 30)]).shape == (64, 96)
 
 
-def save_sam_that_sees_brightness(path):
-    """A SAM whose mask is what is brighter than the mean colour, at 16 px of its 256.
-
-    Channels 0 and 1 carry +brightness and -brightness; every norm turns them into +1 and -1.
-    """
-    kind = save_tiny_sam(path)
-    weights = {name: torch.zeros_like(w) for name, w in torch.load(path).items()}
-    patch = weights["image_encoder.patch_embed.proj.weight"]
-    patch[0], patch[1] = 1.0, -1.0
-    upscaling = "mask_decoder.output_upscaling"
-    for channel in (0, 1):
-        weights["image_encoder.neck.0.weight"][channel, channel] = 1.0
-        weights["image_encoder.neck.2.weight"][channel, channel, 1, 1] = 1.0
-        weights[f"{upscaling}.0.weight"][channel, channel] = 1.0
-        weights[f"{upscaling}.3.weight"][channel, channel] = 1.0
-    norms = "image_encoder.neck.1", "image_encoder.neck.3", f"{upscaling}.1"
-    for norm in (*norms, "mask_decoder.transformer.layers.0.norm4"):
-        weights[f"{norm}.weight"] += 1.0
-    weights["mask_decoder.output_hypernetworks_mlps.0.layers.2.bias"][:2] = torch.tensor([1.0, -1])
-    torch.save(weights, path)
-    return kind
-
-
 @pytest.mark.parametrize("size", [(512, 352), (352, 512)])
 def test_sams_mask_and_box_have_the_scale_of_a_photo_that_is_not_square(tmp_path, size):
     """The longer side becomes 256 px: the white rectangle lies on patches, its edges are known."""
@@ -283,7 +279,7 @@ def test_sams_mask_and_box_have_the_scale_of_a_photo_that_is_not_square(tmp_path
     photo = Image.new("RGB", size, "black")
     photo.paste("white", box)
     asked = []
-    encoder = segmenter._predictor.model.prompt_encoder
+    encoder = segmenter.model.prompt_encoder
     encoder.register_forward_hook(lambda *call: asked.append(call[2]["boxes"]), with_kwargs=True)
     mask = segmenter(photo, box)
     assert tight_box(mask) == box
@@ -333,6 +329,7 @@ def test_the_notebook_does_the_same_and_takes_boxes_by_hand(photos, detectors, m
         DEVICE='"cpu"',
         BOXES='{f"{i}.png": (0, 0, 64, 96) for i in range(3)}',
         POINTS='{f"a{i}.png": [(40, 30)] for i in range(3)}',
+        NEGATIVES='{"a0.png": [(5, 5)]}',
     )
     assert 'a0.png: 2 boxes for "robot"' in text_of(notebook)
     assert "metadata.jsonl is ready" in text_of(notebook)
@@ -384,6 +381,9 @@ def test_bad_input_is_told_together_before_a_model_is_loaded(photos, no_models):
         "a2.png=2,2,9,9",
         "--point",
         "nosuch.png=1,2",
+        "--negative_point",
+        "neverwas.png=1,2",
+        "a1.png=1",
     ]
     words = ["--sam_checkpoint", "nowhere.pth", "--device", "cuda:99", "--write_metadata"]
     with pytest.raises(SystemExit) as stopped:
@@ -391,7 +391,9 @@ def test_bad_input_is_told_together_before_a_model_is_loaded(photos, no_models):
     told = str(stopped.value)
     for text in (
         "zebra.png: belongs to none of a, b", "--box a1.png=1,2,3: write it as FILE=x,y,x,y",
-        "no photo nosuch.png", "metadata.jsonl:2: broken JSON", "is another photo's",
+        "no photo nosuch.png", "no photo neverwas.png",
+        "--negative_point a1.png=1: write it as FILE=x,y",
+        "metadata.jsonl:2: broken JSON", "is another photo's",
         "--box a2.png: given twice", "--device cuda:99: there is no such GPU here",
         "SAM checkpoint nowhere.pth: no such file; download sam_vit_h",
     ):  # fmt: skip

@@ -9,11 +9,11 @@ from helpers import HEIGHT, WIDTH, DataFolder, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.ndimage import label
+from scipy.ndimage import binary_fill_holes, label
 from test_resizing import wires
 
 from mudi.images import decoding_bytes, load_rgb, tight_box
-from mudi.islands import ISLAND_SHARE, drop_islands, islands_of
+from mudi.islands import ISLAND_SHARE, drop_islands, fill_holes, islands_of
 from mudi.metadata import load_subjects
 from mudi.photo_checks import Budget, mask_warnings
 
@@ -84,6 +84,29 @@ def test_only_islands_are_dropped_and_none_is_left(seed, specks):
     assert (np.bincount(pieces.ravel())[1:] < ISLAND_SHARE * mask.sum()).all()
     np.testing.assert_array_equal(drop_islands(kept), kept)
     assert islands_of(kept).box_growth == 1
+
+
+def test_holes_are_filled_all_or_the_small_ones_and_bays_stay():
+    mask = np.zeros((20, 30), bool)
+    mask[2:18, 2:28] = True
+    whole = mask.copy()
+    mask[4, 4] = mask[6:12, 6:12] = False  # holes of 1 and of 36 pixels
+    mask[15:, 10:12] = whole[15:, 10:12] = False  # a bay, open to the edge
+    np.testing.assert_array_equal(fill_holes(mask), whole)
+    small = whole.copy()
+    small[6:12, 6:12] = False
+    np.testing.assert_array_equal(fill_holes(mask, share=36 / mask.sum()), small)
+    np.testing.assert_array_equal(fill_holes(mask, share=37 / mask.sum()), whole)
+    mask[4:6, 4:7] = False  # they meet
+    np.testing.assert_array_equal(fill_holes(mask, share=37 / mask.sum()), mask)
+    for empty in (np.zeros((3, 4), bool), np.ones((3, 4), bool)):
+        np.testing.assert_array_equal(fill_holes(empty), empty)
+
+
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.2, 0.9))
+def test_holes_are_those_that_scipy_fills(seed, share):
+    mask = np.random.default_rng(seed).random((20, 30)) < share
+    np.testing.assert_array_equal(fill_holes(mask), binary_fill_holes(mask))
 
 
 def test_pieces_that_touch_at_a_corner_are_one():
