@@ -86,7 +86,8 @@ def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
         wish, path = stages.wish(asked), _file(folder.path, asked.text("name"))
         with folder.lock:
             if version_of(path) != asked.text("version"):
-                text = f"{path.name} has changed since it was opened here; it was not saved"
+                how = "has changed since it was opened here" if asked.text("version") else "exists"
+                text = f"{path.name} {how}; open it, or take another name"
                 raise Refusal(HTTPStatus.CONFLICT, text, changed=True)
             write_text(path, file_text(wish))
             version = version_of(path)

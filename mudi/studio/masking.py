@@ -92,6 +92,7 @@ def answers(folder: PhotoFolder, models: Models) -> Answers:
         ("GET", "photo"): lambda asked: jpeg(folder.photo(asked.text("photo"))),
         ("GET", "thumbnail"): lambda asked: thumbnail(folder.photo(asked.text("photo"))),
         ("GET", "mask"): lambda asked: opened(folder, asked.text("photo")),
+        ("POST", "prepare"): lambda asked: prepared(folder, models, asked),
         ("POST", "suggest"): lambda asked: suggested(folder, models, asked),
         ("POST", "cut"): lambda asked: clicked(folder, models, asked),
         ("POST", "tidy"): lambda asked: tidied(folder, asked),
@@ -111,6 +112,17 @@ def opened(folder: PhotoFolder, name: str) -> dict[str, Any]:
     runs = to_runs(np.zeros(size[::-1], dtype=bool) if mask is None else mask)
     box = None if mask is None or not mask.any() else tight_box(mask)
     return {"size": size, "version": version, "runs": runs, "box": box, "problem": problem}
+
+
+def prepared(folder: PhotoFolder, models: Models, asked: Asked) -> dict[str, Any]:
+    """Load SAM and encode a photo before it is clicked; the seconds that a click is saved."""
+    start = perf_counter()
+    if models.finds and not models.complaints:
+        image = folder.photo(asked.text("photo"))
+        segmenter = models.segmenter
+        if isinstance(segmenter, segment.SamSegmenter):
+            segmenter.encode(image)
+    return {"seconds": perf_counter() - start}
 
 
 def suggested(folder: PhotoFolder, models: Models, asked: Asked) -> dict[str, Any]:

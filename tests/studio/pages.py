@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from helpers import ROOT
+
+from detect_and_compare import __main__ as score
 from mudi.studio.__main__ import open_server, parse_args
 from mudi.studio.server import JSON, Server
 
@@ -52,6 +55,17 @@ def browser() -> Iterator[Any]:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield started
         started.close()
+
+
+def copy_examples(folder: Path) -> Path:
+    """Copy the metric's five example pictures and score them; return the pictures' folder."""
+    examples, pictures = ROOT / "detect_and_compare" / "examples", folder / "pictures"
+    shutil.copytree(examples / "pictures", pictures)
+    plain = "--detector foreground --embedder colours --crop_references".split()
+    places = ["--images", pictures, "--references", examples / "references"]
+    output = ["--output", folder / "scores"]
+    score.main(score.parse_args([*map(str, [*places, *output]), *plain]))
+    return pictures
 
 
 class Visitor:

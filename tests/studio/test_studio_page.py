@@ -10,17 +10,19 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from endpoint import completion
 from helpers import NAMES, ROOT, DataFolder, noise
-from pages import Hand, served
+from pages import Hand, copy_examples, served
 from PIL import Image
 
 from mini.tiny import save_sam_that_sees_brightness
 from mudi import preview
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, load_mask, load_rgb, tight_box
-from mudi.layouts import load_layout
+from mudi.layouts import load_layout, parse_layout
 from mudi.metadata import load_subjects
-from mudi.pictures.sampling import Shot, Stage
+from mudi.pictures.pipelines import load_pipeline
+from mudi.pictures.sampling import Sampler, Sampling, Shot, Stage
 
 FOREGROUND = ("--segmenter", "foreground")
 SIZE = (512, 352)  # px, of the photos that the constructed SAM sees; its masks have steps of 32
@@ -130,7 +132,7 @@ def test_a_mask_by_clicks_and_strokes_outlives_the_server(chromium, tmp_path, sa
         hand.open(address)
         hand.page.locator("#strip .tile").first.click()
         hand.settle()
-        assert "unsaved" in hand.all_told("#strip .tile")[0]
+        assert urlsplit(address).port == port and "not saved" in hand.told("#photo-state")
         hand.press("s")
         kept = load_mask(mask)
         assert kept[20, 20:60].all() and np.array_equal(kept[40:], drawn[40:])
@@ -257,7 +259,7 @@ def test_two_tabs_do_not_save_over_each_other(chromium, folder):
         theirs.press("s")
         theirs.page.locator("#take-theirs").click()
         theirs.settle()
-        assert "unsaved" not in theirs.all_told("#strip .tile")[0]
+        assert "not saved" not in theirs.told("#photo-state") and load_mask(mask)[5, 30]
         mine.close()
         theirs.close()
 
@@ -392,4 +394,66 @@ def test_names_are_text_and_nothing_else(chromium, tmp_path):
             hand.settle()
         assert hand.page.title() == f"{data.path.name} · MuDI studio"
         assert hand.page.locator("img[src=x]").count() == 0
+        hand.close()
+
+
+def test_a_chat_model_lays_out_and_a_model_draws(chromium, folder, sdxl_backbone, endpoint):
+    boxes = {"olis robot": [0.1, 0.2, 0.4, 0.9], "hta teddy bear": [0.5, 0.4, 0.9, 0.9]}
+    endpoint.replies = [(200, completion(json.dumps({"boxes": boxes})))]
+    words = ["--llm_url", endpoint.url, "--llm_model", "tiny", "--steps", "2"]
+    words += ["--pretrained_model_name_or_path", str(sdxl_backbone.base)]
+    with served(folder.path, *FOREGROUND, *words) as server:
+        hand = Hand(chromium, server.address, "layout")
+        for side in ("#width", "#height"):
+            hand.page.locator(side).fill("64")
+        hand.page.locator("#ask-model").click()
+        hand.settle()
+        assert "the chat model's layout" in hand.told("#status")
+        hand.page.get_by_label("Gamma of olis robot").fill("0.2")
+        hand.page.keyboard.press("Tab")
+        hand.page.locator("#draw").click()
+        hand.page.wait_for_selector("#drawn .result img", timeout=60_000)
+        hand.settle()
+        start, result = (picture_in(hand, f"#drawn {part} img") for part in ("figure >", ".result"))
+        hand.close()
+    subjects = load_subjects(folder.path)
+    photos = ["a0.jpg", "b0.jpg"]
+    layout = parse_layout(json.dumps({"boxes": boxes, "photos": photos}), list(boxes))
+    prompt = "a photo of a olis robot and a hta teddy bear"
+    shot = Shot(prompt, 0, {"a": 0.2, "b": 0.4}, layout)
+    sampler = Sampler(load_pipeline(str(sdxl_backbone.base)), Sampling((64, 64), 2), subjects)
+    [expected] = sampler.draw([shot])
+    assert np.array_equal(start, np.asarray(expected.start.scene.image))
+    assert np.array_equal(result, np.asarray(expected.image))
+
+
+def test_results_are_sorted_kept_and_rejected_by_keys(chromium, folder, tmp_path):
+    pictures = copy_examples(tmp_path)
+    words = ["--results", str(pictures), "--scores", str(tmp_path / "scores")]
+    with served(folder.path, *FOREGROUND, *words) as server:
+        hand = Hand(chromium, server.address, "results")
+        assert hand.told("#results-title") == "5 pictures, 0 kept, 0 rejected"
+        hand.page.select_option("#sort", "best")
+        tiles = hand.page.locator("#pictures .tile")
+        assert tiles.first.get_attribute("data-picture") == "good.jpg"
+        assert "good" in tiles.first.inner_text() and tiles.first.locator(".box").count() == 2
+        hand.press("k")
+        for _ in range(3):
+            hand.press("x")
+        hand.press("ArrowLeft")
+        hand.press("u")
+        lines = [json.loads(line) for line in (pictures / "kept.jsonl").read_text().splitlines()]
+        assert lines[0] == {"image": "good.jpg", "keep": True}
+        assert [line["keep"] for line in lines] == [True, False, False]
+        (pictures / "kept.jsonl").write_text('{"image": "good.jpg", "keep": false}\n')
+        hand.press("Home")
+        tiles.first.click()
+        hand.press("u")
+        assert "decided elsewhere" in hand.told("#status")
+        hand.page.select_option("#show", "missing")
+        assert tiles.count() == 1 and tiles.first.get_attribute("data-picture") == "missing.jpg"
+        hand.press("Enter")
+        assert "missing.jpg" in hand.told("#large-told")
+        hand.press("k")
+        assert '"missing.jpg", "keep": true' in (pictures / "kept.jsonl").read_text()
         hand.close()

@@ -4,7 +4,7 @@ import { $, address, ask, attempt, complaints, debounced, el, folder, onFolder, 
 const PAUSE = 400; // ms without a key, after which what was typed is written
 
 const cards = new Map(); // by photo
-let names = [];
+let names = null;
 let can = { captions: false };
 
 const lines = (text) => (Array.isArray(text) ? text : [text ?? ""]);
@@ -16,6 +16,7 @@ class Field {
     Object.assign(this, { input, write, was: value, busy: Promise.resolve() });
     const later = debounced(() => this.save(), PAUSE);
     input.addEventListener("input", () => {
+      this.held = false;
       input.dataset.state = "typing";
       later();
     });
@@ -31,13 +32,15 @@ class Field {
   async saveNow() {
     const now = this.input.value;
     if (now === shown(this.was)) return this.told("");
+    if (this.held) return this.told("refused");
     try {
       setFolder(await this.write(this.was, now));
       this.told("");
     } catch (error) {
-      this.told("refused");
-      say(error.changed ? `${error.message}: it now reads as below; type again to replace it` : error.message, true);
+      this.held = true; // until more is typed: nothing is replaced unseen
+      say(error.changed ? `${error.message}; type on to replace it` : error.message, true);
       if (error.changed) await refresh();
+      this.told("refused");
     }
   }
 
@@ -106,7 +109,7 @@ function update(own, photo) {
 
 function showNames(state) {
   const ids = Object.keys(state.names);
-  if (String(ids) !== String(names.map((own) => own.id))) {
+  if (!names || String(ids) !== String(names.map((own) => own.id))) {
     names = ids.map((id) => {
       const input = el("input", { value: state.names[id], "aria-label": `Name of ${id}`, autocomplete: "off" });
       const field = new Field(input, state.names[id], (was, now) => tell("name", { id, was, now }));
@@ -147,5 +150,5 @@ export async function enter() {
 }
 
 export async function leave() {
-  await Promise.all([...names, ...cards.values()].map((own) => own.field.save()));
+  await Promise.all([...(names ?? []), ...cards.values()].map((own) => own.field.save()));
 }

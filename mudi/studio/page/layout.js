@@ -60,8 +60,7 @@ const redrawSoon = debounced(redraw, 60);
 function place() {
   const { width, height } = size();
   $("stage").style.aspectRatio = `${width} / ${height}`;
-  const wide = Math.min(1, width / height);
-  $("stage").style.setProperty("--wide", String(wide));
+  $("stage").style.setProperty("--aspect", String(width / height));
   const actors = layout.front_to_back.map((id, depth) => actor(id, layout.front_to_back.length - depth));
   for (const old of $("stage").querySelectorAll(".actor")) old.remove();
   $("stage").append(...actors);
@@ -258,6 +257,7 @@ function showDrawn(pictures) {
       made.dataset.number = picture.number;
       frames.set(picture.number, made);
       $("drawn").prepend(made);
+      made.scrollIntoView({ block: "nearest", behavior: "smooth" });
     }
     const result = frames.get(picture.number).querySelector(".result");
     if (picture.done && !result.querySelector("img")) {

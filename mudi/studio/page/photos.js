@@ -1,5 +1,5 @@
 // Photos and masks: the strip, the photo that is open, clicks, strokes, undo, saving.
-import { $, address, ask, attempt, complaints, el, folder, onFolder, refresh, say, setFolder, tell } from "./common.js";
+import { $, address, ask, attempt, complaints, debounced, el, folder, onFolder, refresh, say, setFolder, tell } from "./common.js";
 import { Mask } from "./mask.js";
 import { View } from "./view.js";
 
@@ -122,8 +122,14 @@ async function openPhoto(name) {
       if (chosen) tile.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
     $("view").focus({ preventScroll: true });
+    prepare(name);
   });
 }
+
+// The first click of a photo waits for SAM's image encoder: let it begin when the photo stays open.
+const prepare = debounced((name) => {
+  if (open?.name === name && segmenter.finds) tell("prepare", { photo: name }).catch(() => {});
+}, 300);
 
 function picture(source) {
   return new Promise((resolve, reject) => {

@@ -106,8 +106,11 @@ function enlarge() {
   if (!$("large").open) $("large").showModal();
 }
 
-$("sort").addEventListener("change", show);
-$("show").addEventListener("change", show);
+for (const id of ["sort", "show"]) $(id).addEventListener("change", () => {
+  chosen = null; // then the first
+  show();
+  $(id).blur(); // keys are for the pictures again
+});
 $("large").addEventListener("click", () => $("large").close());
 
 const keys = {
