@@ -244,6 +244,8 @@ def _names_in(path: Path, subjects: Subjects) -> list[str]:
     """Return the ids of the subjects that a layout file names, in the metadata's order."""
     try:
         boxes = json.loads(path.read_text(encoding="utf-8-sig"))["boxes"]
+        if isinstance(boxes, list):  # in the order of the subjects
+            return list(subjects.names)
         found = named_subjects(", ".join(boxes), subjects.names)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise LayoutError(f"{path.name}: cannot be read ({error})") from error

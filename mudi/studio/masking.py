@@ -1,6 +1,7 @@
 """Photos and masks: suggested, clicked, tidied, saved."""
 
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
@@ -22,7 +23,7 @@ from mudi.studio.server import Answers, Asked, Refusal
 from mudi.texts import class_noun
 
 MOST_POINTS = 64  # of one mask
-TIDY = {"holes": fill_holes, "islands": drop_islands}
+TIDY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"holes": fill_holes, "islands": drop_islands}
 
 
 class Models:
