@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mudi.ground.flags import flag, id_table, parse
-from mudi.masks.args import MaskingArgs
+from mudi.masks.args import CaptionArgs, MaskingArgs
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}  # repeatable
 
@@ -46,7 +46,7 @@ class Photos:
 
 
 @dataclass
-class MaskArgs(Photos, MaskingArgs):
+class MaskArgs(Photos, MaskingArgs, CaptionArgs):
     """What this script takes."""
 
 
@@ -63,7 +63,9 @@ from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import unwritable, write_image
 from mudi.ground.locks import hold
+from mudi.masks.captions import caption_flag_complaints, load_describer, suggest_captions
 from mudi.masks.folder import (
+    METADATA,
     SHEET,
     Job,
     find_jobs,
@@ -79,6 +81,9 @@ from mudi.masks.making import Masker, make_masks, result_sheet
 def main(args: MaskArgs) -> None:
     folder, device = args.instance_data_dir, args.device or str(accelerate_device())
     problems = [*masking_complaints(args), *_device_complaints(device)]
+    problems += caption_flag_complaints(args)
+    if args.suggest_captions and not (args.write_metadata or (folder / METADATA).is_file()):
+        problems.append(f"--suggest_captions: {folder} has no {METADATA}; give --write_metadata")
     queries = id_table(args.query, "--query", problems)
     names = id_table(args.names, "--names", problems)
     boxes = _by_file(args.box, 4, "--box", problems)
@@ -98,6 +103,7 @@ def main(args: MaskArgs) -> None:
     masker = Masker(*models, queries, args.threshold, args.pick)
     one_box = {name: found[0] for name, found in boxes.items()}
     results = make_masks(jobs, masker, one_box, points, args.overwrite, negatives)
+    del models, masker  # the caption model may need their memory
 
     write_image(folder / SHEET, result_sheet(results))
     unresolved = [f"{r.job.name}: {r.problem}" for r in results if r.problem]
@@ -105,8 +111,24 @@ def main(args: MaskArgs) -> None:
     print(f"{done} of {len(jobs)} photos have masks; look at {folder / SHEET}")
     if args.write_metadata:
         write_metadata(folder, jobs, names)
+    if args.suggest_captions:
+        unresolved += _caption(folder, args, device)
     if unresolved:
         raise SetupError("These photos need help:\n" + "\n".join(unresolved))
+
+
+def _caption(folder: Path, args: MaskArgs, device: str) -> list[str]:
+    """Have captions written; return which photos have none, and why."""
+    suggestions = suggest_captions(
+        folder,
+        load_describer(args, device),
+        args.caption_colours,
+        args.caption_tries,
+        args.overwrite_captions,
+    )
+    written = sum(suggestion.caption is not None for suggestion in suggestions)
+    print(f"{written} captions are written; read them: {folder / METADATA}")
+    return [f"{s.name}: {s.problem}" for s in suggestions if s.problem]
 
 
 def _place_complaints(given: set[str], jobs: list[Job]) -> list[str]:

@@ -38,6 +38,7 @@ from accelerate import PartialState
 from PIL import PngImagePlugin
 from tqdm.auto import tqdm
 
+from mudi.ground.chat import LlmError
 from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import replace_file, write_image, write_text
 from mudi.ground.flags import differences, origins
@@ -47,7 +48,7 @@ from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
 from mudi.init_noise import Layout, LayoutError, load_layout
 from mudi.metadata import Subjects
-from mudi.pictures.chat_model import LlmError, llm_layout
+from mudi.pictures.chat_model import llm_layout
 from mudi.pictures.export import start_latent, write_latent
 from mudi.pictures.loras import load_loras, lora_outlines
 from mudi.pictures.pipelines import (

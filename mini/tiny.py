@@ -7,12 +7,9 @@ They know nothing, so their pictures are noise; what they prove is that the code
 """
 
 import argparse
-import gzip
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -35,8 +32,8 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 from tokenizers import Tokenizer
-from tokenizers.models import Unigram
-from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.models import Unigram, WordLevel
+from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
 from tokenizers.trainers import UnigramTrainer
 from transformers import (
     BitImageProcessor,
@@ -51,50 +48,32 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2Model,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessor,
     Owlv2Processor,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-NUM_MERGES = 2000  # of CLIP's 48,894; common English words stay whole
-PROMPT_TOKENS = 77
+from mudi import prompt_tokens
+
+NUM_MERGES = 2000  # of CLIP's many; common English words stay whole
 TEXT_WIDTH = 32
 FLUX_CHANNELS = 16
 TINY_SAM = "tiny"
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Build a CLIP tokenizer from the first merges of the real vocabulary.
-
-    Every byte is a token, so any prompt can be encoded. The real merges ship in open_clip_torch.
-    """
-    spec = find_spec("open_clip")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("open_clip_torch is missing: pip install -r requirements.txt")
-    path = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    merges: Any = [tuple(line.split()) for line in lines[1 : NUM_MERGES + 1]]
-    letters = _byte_letters()
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += ["".join(pair) for pair in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))},
-        merges=merges,
-        model_max_length=PROMPT_TOKENS,
-    )
-
-
-def _byte_letters() -> list[str]:
-    """Return the printable stand-ins of the 256 bytes in byte-level BPE (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
+    """Build a CLIP tokenizer from the first merges of the real vocabulary."""
+    return prompt_tokens.clip_tokenizer(NUM_MERGES)
 
 
 def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
@@ -198,7 +177,7 @@ def _clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=PROMPT_TOKENS,
+        max_position_embeddings=prompt_tokens.CLIP_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -249,6 +228,72 @@ def save_tiny_owlv2(folder: Path, grid: int = 1, seed: int = 0) -> Path:
     image_processor = Owlv2ImageProcessor(size={"height": 16 * grid, "width": 16 * grid})
     tokenizer.model_max_length = 16
     Owlv2Processor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_llava(folder: Path, answer: str, seed: int = 0) -> Path:
+    """Save a LLaVA that sees pictures at 32 px and answers all questions alike.
+
+    Its language model is a table of which word follows which: `answer`, a sentence whose words all
+    differ, follows the question's last word. All else about it is random.
+    """
+    torch.manual_seed(seed)
+    ends = ["<pad>", "</s>", "<unk>", "<image>"]
+    words = answer.split()
+    vocabulary = {word: i for i, word in enumerate([*ends, *words])}
+    table = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    table.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=table,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    size = len(vocabulary)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, num_hidden_layers=2, image_size=32, patch_size=16),
+        text_config=LlamaConfig(
+            vocab_size=size,
+            hidden_size=2 * size,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            pad_token_id=0,
+            eos_token_id=1,
+        ),
+        image_token_index=vocabulary["<image>"],
+        image_seq_length=4,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    language = model.model.language_model
+    layer = language.layers[0]
+    for adds_nothing in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        torch.nn.init.zeros_(adds_nothing.weight)
+    follows = {i: i + 1 for i in range(len(ends), size - 1)} | {size - 1: 1}
+    with torch.no_grad():
+        language.embed_tokens.weight.copy_(torch.eye(size, 2 * size))
+        model.lm_head.weight.zero_()
+        for token in range(size):
+            model.lm_head.weight[follows.get(token, len(ends)), token] = 1.0
+    model.generation_config.update(pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(folder)
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=(
+            "{% for message in messages %}{% for part in message.content %}"
+            "{% if part.type == 'image' %} <image> {% else %}{{ part.text }}{% endif %}"
+            "{% endfor %}{% endfor %} ANSWER:"
+        ),
+    ).save_pretrained(folder)
     return folder
 
 

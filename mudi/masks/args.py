@@ -11,6 +11,25 @@ DEFAULT_ID = "a"  # of a prior set: its files keep the original's names, img_<i>
 
 
 @dataclass
+class CaptionArgs:
+    """captions"""
+
+    suggest_captions: bool = flag(
+        False, "have a model write captions into metadata.jsonl; captions by hand stay"
+    )
+    caption_model: str | None = flag(
+        None, "vision model of transformers' image-text-to-text: folder or hub id"
+    )
+    llm_url: str | None = flag(
+        None, "or a server with a vision model: base URL, as http://localhost:8000/v1"
+    )
+    llm_model: str | None = flag(None, "with --llm_url: the vision model's name there")
+    caption_colours: bool = flag(False, "captions may tell the subject's colours")
+    caption_tries: int = flag(3, "questions a photo until an answer serves", at_least=1)
+    overwrite_captions: bool = flag(False, "ask about photos that have captions, too")
+
+
+@dataclass
 class MaskingArgs:
     """masks"""
 

@@ -31,6 +31,7 @@ from mudi.texts import is_file
 METADATA = "metadata.jsonl"
 SHEET = "masks_sheet.png"
 MASK_PREFIX = "mask_"
+PLAIN_CAPTION = "A photo of a {}."  # until there is a better one
 LONGEST_NAME = 255 - len(TEMPORARY)  # bytes, of a file that is written under another name first
 
 
@@ -214,7 +215,7 @@ def complete_line(line: dict, job: Job, folder: Path, names: dict[str, str]) -> 
         "id": job.subject,
         "file_name": job.name,
         "mask_path": job.mask.relative_to(folder).as_posix(),
-        "text": f"A photo of a {names[job.subject]}.",
+        "text": PLAIN_CAPTION.format(names[job.subject]),
     }
     for key, value in complete.items():
         line.setdefault(key, value)

@@ -13,10 +13,8 @@ from mudi.ground.errors import SetupError
 from mudi.ground.files import write_records
 from mudi.ground.work import Journal
 from mudi.masks.args import DEFAULT_ID
-from mudi.masks.folder import MASK_PREFIX
+from mudi.masks.folder import MASK_PREFIX, PLAIN_CAPTION
 from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects, read_records
-
-CAPTION = "A photo of a {}."
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def class_lines(listed: list[dict], records: list[dict], made: list[dict]) -> li
     lines = [line for name, line in earlier.items() if name not in ours]
     for record in made:
         places = {key: record[key] for key in ("id", "file_name", "mask_path")}
-        text = CAPTION.format(record["class"])
+        text = PLAIN_CAPTION.format(record["class"])
         lines.append({"text": text, **earlier.get(record["file_name"], {}), **places})
     names = listed[0]["id"] | {record["id"]: record["class"] for record in made}
     by_class = {name: [line for line in lines if line.get("id") == name] for name in names}

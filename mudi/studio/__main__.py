@@ -23,7 +23,7 @@ import logging
 from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import unwritable
-from mudi.ground.flags import range_complaints
+from mudi.ground.flags import model_folder_complaints, range_complaints
 from mudi.studio import captions, masking, results
 from mudi.studio.folder import PhotoFolder
 from mudi.studio.server import Answers, Server, Site, bind
@@ -54,11 +54,12 @@ def open_server(args: StudioArgs) -> Server:
     """
     refuse(complaints(args))
     folder = PhotoFolder(args.photos, TRAINED_AT)
-    models = masking.Models(args, args.device or str(accelerate_device()))
+    device = args.device or str(accelerate_device())
+    models, captioner = masking.Models(args, device), captions.Captioner(args, device)
     judged = results.Results(args.results, args.scores)
     answers = {
         **masking.answers(folder, models),
-        **captions.answers(folder),
+        **captions.answers(folder, captioner),
         **results.answers(judged, folder.lock),
     }
     return bind(Site(answers, lambda: slow_answers(args, folder)), args.port)
@@ -91,6 +92,8 @@ def complaints(args: StudioArgs) -> list[str]:
         found.append("--lora needs --pretrained_model_name_or_path, the model that it is for")
     if bool(args.llm_url) != bool(args.llm_model):
         found.append("--llm_url and --llm_model go together")
+    if args.caption_model:
+        found += model_folder_complaints("--caption_model", args.caption_model, "config.json")
     if args.scores and not args.results:
         found.append("--scores needs --results, the pictures that were scored")
     if args.lora_scale and len(args.lora_scale) != len(args.lora):

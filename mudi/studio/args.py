@@ -27,15 +27,27 @@ class Page:
 
 
 @dataclass
+class Asking:
+    """models that are asked"""
+
+    llm_url: str | None = flag(
+        None, "chat model, asked for layouts and captions: base URL, as http://localhost:8000/v1"
+    )
+    llm_model: str | None = flag(None, "its name there; captions want one that sees")
+    caption_model: str | None = flag(
+        None, "captions by this vision model instead (image-text-to-text): folder or hub id"
+    )
+    caption_colours: bool = flag(False, "captions may tell the subject's colours")
+
+
+@dataclass
 class Drawing:
-    """layouts and pictures"""
+    """pictures"""
 
     lora: list[str] = flag([], "LoRA files, folders of training runs, or hub ids", nargs="+")
     lora_scale: list[float] | None = flag(None, "one for each; unset: 1", nargs="+")
     steps: int | None = flag(None, "denoising steps; unset: the pipeline's own", at_least=1)
     guidance_scale: float | None = flag(None, "unset: the pipeline's own")
-    llm_url: str | None = flag(None, "chat model that is asked for layouts: its server's base URL")
-    llm_model: str | None = flag(None, "its name there")
 
     @property
     def lora_scales(self) -> list[float]:
@@ -52,5 +64,5 @@ class Judging:
 
 
 @dataclass
-class StudioArgs(Page, MaskingArgs, Drawing, Judging, PipelineArgs):
+class StudioArgs(Page, MaskingArgs, Asking, Drawing, Judging, PipelineArgs):
     """What the page takes."""

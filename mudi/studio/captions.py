@@ -1,13 +1,52 @@
-"""Names and captions: written to metadata.jsonl, and what the checker says of them."""
+"""Names and captions: written to metadata.jsonl, suggested by a model that sees."""
 
+import threading
+from http import HTTPStatus
 from typing import Any
 
+from mudi.masks.args import CaptionArgs
+from mudi.masks.captions import Describer, load_describer, suggest_caption
+from mudi.studio.args import StudioArgs
 from mudi.studio.folder import PhotoFolder
-from mudi.studio.server import Answers, Asked
+from mudi.studio.server import Answers, Asked, Refusal
 
 
-def answers(folder: PhotoFolder) -> Answers:
-    """Return what the tab asks for; each answer is the folder's new state."""
+class Captioner:
+    """A model that sees, as the flags choose it, loaded when it is first asked; one photo a time."""
+
+    def __init__(self, args: StudioArgs, device: str):
+        self._args, self._device = args, device
+        self._asking = threading.Lock()
+        self._describe: Describer | None = None
+
+    @property
+    def is_there(self) -> bool:
+        return bool(self._args.caption_model or self._args.llm_url)
+
+    def suggest(self, folder: PhotoFolder, photo: str) -> str:
+        """Return a caption for a photo, which is checked, and written by nobody yet.
+
+        Raises:
+            Refusal: no model was given, or the photo's subject has no name.
+            CaptionError, LlmError: no usable answer.
+        """
+        name = folder.names().get(folder.entry(photo).subject or "")
+        if not self.is_there or name is None:
+            told = "name the subject first" if self.is_there else "no model was given that captions"
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, told)
+        with self._asking:
+            if self._describe is None:
+                given = {key: getattr(self._args, key) for key in SHARED}
+                self._describe = load_describer(CaptionArgs(**given), self._device)
+            colours = self._args.caption_colours
+            return suggest_caption(folder.photo(photo), name, self._describe, colours)
+
+
+SHARED = ("caption_model", "llm_url", "llm_model")  # flags
+
+
+def answers(folder: PhotoFolder, captioner: Captioner) -> Answers:
+    """Return what the tab asks for; what writes is answered by the folder's new state."""
 
     def caption(asked: Asked) -> dict[str, Any]:
         now = [str(line) for line in asked.items("now")]
@@ -23,7 +62,10 @@ def answers(folder: PhotoFolder) -> Answers:
         return folder.state()
 
     return {
-        ("GET", "captioner"): lambda asked: {"captions": False},
+        ("GET", "captioner"): lambda asked: {"captions": captioner.is_there},
+        ("POST", "suggest_caption"): lambda asked: {
+            "caption": captioner.suggest(folder, asked.text("photo"))
+        },
         ("POST", "caption"): caption,
         ("POST", "subject"): subject,
         ("POST", "name"): name,

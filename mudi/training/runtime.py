@@ -28,6 +28,7 @@ from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, first_line, loading
 from mudi.ground.files import write_image
 from mudi.ground.locks import hold
+from mudi.prompt_tokens import cut_text
 from mudi.segmix import SegMixStyle
 from mudi.training.args import CACHED_CROPS, TrainingArgs, resolve_mixed_precision, trackers
 from mudi.training.checks import Data, load_data
@@ -91,18 +92,13 @@ def cut_captions(args: TrainingArgs, backbone: Backbone, data: Data) -> list[str
     hub = {"revision": args.revision, "cache_dir": args.cache_dir}
     with loading("--pretrained_model_name_or_path", args.base):
         tokenizer = AutoTokenizer.from_pretrained(args.base, subfolder=backbone.tokenizer, **hub)
-    limit = getattr(args, "max_sequence_length", tokenizer.model_max_length)
-    seen = limit - tokenizer.num_special_tokens_to_add()
+    limit = getattr(args, "max_sequence_length", None)
     photos = [*data.subjects.photos, *(data.prior.photos if data.prior else ())]
-    counts = [
-        (photo.place, len(tokenizer.tokenize(caption)))
+    return [
+        f"{photo.place}: {told}"
         for photo in photos
         for caption in photo.captions
-    ]
-    return [
-        f"{place}: the caption has {count} tokens; the text encoder sees the first {seen}"
-        for place, count in counts
-        if count > seen
+        if (told := cut_text(caption, tokenizer, limit))
     ]
 
 

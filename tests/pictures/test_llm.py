@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from endpoint import Endpoint, completion
 
-from mudi.pictures.chat_model import LlmError, ask, llm_layout
+from mudi.ground.chat import LlmError, ask
+from mudi.pictures.chat_model import llm_layout
 
 NAMES = ["olis robot", "hta corgi"]
 GOOD = '{"boxes": {"olis robot": [0, 0, 0.5, 1], "hta corgi": [0.5, 0.5, 1, 1]}}'

@@ -66,9 +66,9 @@ main(parse_args(sys.argv[1:]))
 """
 
 
-def start_server(folder, port, *words):
+def start_server(folder, *words):
     """Start the program itself; return its process and the address that it prints."""
-    command = [sys.executable, "-c", SERVE, str(folder), "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-c", SERVE, str(folder), "--port", "0", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, *words], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
@@ -80,7 +80,7 @@ def start_server(folder, port, *words):
 def test_a_mask_by_clicks_and_strokes_outlives_the_server(chromium, tmp_path, sam):
     draw_photo(tmp_path / "a0.png", SUBJECT, BESIDE)
     draw_photo(tmp_path / "a1.png", SUBJECT)
-    process, address = start_server(tmp_path, 0, *sam)
+    process, address = start_server(tmp_path, *sam)
     port = urlsplit(address).port
     try:
         hand = Hand(chromium, address)
@@ -128,16 +128,17 @@ def test_a_mask_by_clicks_and_strokes_outlives_the_server(chromium, tmp_path, sa
         hand.press("s")
         assert hand.page.locator("#gone").is_visible()
         assert np.array_equal(load_mask(mask), drawn)
-        process, address = start_server(tmp_path, port, *sam)
-        hand.open(address)
-        hand.page.locator("#strip .tile").first.click()
-        hand.settle()
-        assert urlsplit(address).port == port and "not saved" in hand.told("#photo-state")
-        hand.press("s")
+        with served(tmp_path, *sam, "--port", str(port)) as server:
+            assert server.server_port == port
+            hand.open(server.address)
+            hand.page.locator("#strip .tile").first.click()
+            hand.settle()
+            assert "not saved" in hand.told("#photo-state")
+            hand.press("s")
+            hand.close()
         kept = load_mask(mask)
         assert kept[20, 20:60].all() and np.array_equal(kept[40:], drawn[40:])
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".incomplete")]
-        hand.close()
     finally:
         process.kill()
 
@@ -233,6 +234,22 @@ def test_captions_are_written_as_they_are_typed_with_complaints_at_their_photos(
         assert all("sks robot" in p.caption for p in load_subjects(folder.path).photos_of("a"))
         other.close()
         hand.close()
+
+
+def test_suggested_captions_are_checked_and_asked_for_again(chromium, folder, endpoint):
+    good = "A photo of a olis robot on a wooden shelf, seen from the front."
+    bad = "A photo of a red olis robot on a shelf."
+    endpoint.replies = [(200, completion(bad)), (200, completion(good))]
+    words = ["--llm_url", endpoint.url, "--llm_model", "sees"]
+    with served(folder.path, *FOREGROUND, *words) as server:
+        hand = Hand(chromium, server.address, "captions")
+        hand.page.locator('.card[data-photo="a1.jpg"]').get_by_text("Suggest").click()
+        hand.settle()
+        card = hand.page.locator('.card[data-photo="a1.jpg"]')
+        assert card.locator("textarea").input_value() == good
+        hand.close()
+    assert json.loads(folder.metadata.read_text().splitlines()[2])["text"] == good
+    assert len(endpoint.questions) == 2
 
 
 def test_two_tabs_do_not_save_over_each_other(chromium, folder):
