@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -30,11 +30,15 @@ FILES = {"file_name": "photo", "mask_path": "mask"}  # what a line's keys name
 
 
 class MetadataError(SetupError):
-    """Lists every problem of a data folder, one a line, each with its place and what to do."""
+    """Lists every problem of a data folder, one a line, each with its place and what to do.
 
-    def __init__(self, problems: list[str]):
+    Attributes:
+        warnings: what is unwise besides, as far as it could be seen.
+    """
+
+    def __init__(self, problems: list[str], warnings: Iterable[str] = ()):
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems, self.warnings = problems, tuple(warnings)
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,12 @@ def load_subjects(
     reader.read(lines)
     reader.check_subjects(min_subjects)
     reader.check_images(resolution, look)
+    warnings = tuple(_warnings(path, reader))
     if reader.problems:
-        raise MetadataError([text for _, text in sorted(reader.problems, key=lambda item: item[0])])
+        problems = [text for _, text in sorted(reader.problems, key=lambda item: item[0])]
+        raise MetadataError(problems, warnings)
     photos = [photo for _, photo in reader.photos]
-    return Subjects(reader.names, photos, tuple(_warnings(path, reader)), path.parent)
+    return Subjects(reader.names, photos, warnings, path.parent)
 
 
 def read_records(path: Path) -> list[dict]:

@@ -10,9 +10,11 @@ from mudi.studio.args import StudioArgs
 from mudi.studio.folder import PhotoFolder
 from mudi.studio.server import Answers, Asked, Refusal
 
+SHARED = ("caption_model", "llm_url", "llm_model")  # flags, with generate_masks.py
+
 
 class Captioner:
-    """A model that sees, as the flags choose it, loaded when it is first asked; one photo a time."""
+    """A model that sees, as the flags choose it, loaded when it is first asked."""
 
     def __init__(self, args: StudioArgs, device: str):
         self._args, self._device = args, device
@@ -40,9 +42,6 @@ class Captioner:
                 self._describe = load_describer(CaptionArgs(**given), self._device)
             colours = self._args.caption_colours
             return suggest_caption(folder.photo(photo), name, self._describe, colours)
-
-
-SHARED = ("caption_model", "llm_url", "llm_model")  # flags
 
 
 def answers(folder: PhotoFolder, captioner: Captioner) -> Answers:

@@ -79,8 +79,7 @@ class _Wish:
     """Flags of the training as the page gives them, and the data that they are for.
 
     Raises:
-        Refusal: training would refuse them.
-        MetadataError: training would not take the data.
+        Refusal: training would refuse them, or the data.
     """
 
     def __init__(self, folder: PhotoFolder, asked: Asked):
@@ -101,7 +100,7 @@ class _Wish:
         problems += data_complaints(self.args, self.backbone.size_unit)
         if self.args.mix not in MIXES:
             problems.append(f"--mix: one of {', '.join(MIXES)}")
-        self.subjects: Subjects = folder.subjects(resolution=self.args.resolution)
+        self.subjects: Subjects = folder.ready_subjects(resolution=self.args.resolution)
         problems += mixing_complaints(self.args, self.subjects, self.backbone.style)
         scales = None
         try:

@@ -259,6 +259,19 @@ class PhotoFolder:
             self.path, min_subjects=min_subjects, resolution=resolution, look=self._look
         )
 
+    def ready_subjects(self, min_subjects: int = 2, resolution: int | None = None) -> Subjects:
+        """Return what training would read, for answers that need it.
+
+        Raises:
+            Refusal: it would not take the folder.
+        """
+        try:
+            return self.subjects(min_subjects, resolution)
+        except MetadataError as error:
+            problems = [text.removeprefix(f"{self.path}/") for text in error.problems]
+            told = "\n".join(["The folder is not ready yet:", *problems])
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, told) from error
+
     def _look(self, files: list[PhotoAndMask], resolution: int | None) -> list[Findings]:
         """Look at what has changed since it was looked at."""
         keys = [(*pair, *map(stamp_of, pair), resolution) for pair in files]
@@ -274,7 +287,7 @@ class PhotoFolder:
         try:
             return [], list(self.subjects(resolution=self.resolution).warnings)
         except MetadataError as error:
-            return error.problems, []
+            return error.problems, list(error.warnings)
 
     def state(self) -> dict[str, Any]:
         """Return all that the page shows of the folder."""

@@ -38,7 +38,7 @@ def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
     """Return what the tab asks for."""
 
     def scene(asked: Asked) -> dict[str, Any]:
-        subjects = folder.subjects(min_subjects=1)
+        subjects = folder.ready_subjects(min_subjects=1)
         return {
             "names": subjects.names,
             "colours": dict(zip(subjects.names, COLOURS * len(subjects.names), strict=False)),
@@ -50,7 +50,9 @@ def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
         }
 
     def cutout(asked: Asked) -> Reply:
-        photo = _photo(folder.subjects(min_subjects=1), asked.text("subject"), asked.text("photo"))
+        photo = _photo(
+            folder.ready_subjects(min_subjects=1), asked.text("subject"), asked.text("photo")
+        )
         pixels = cut_out(load_rgb(photo.image), load_mask(photo.mask)).pixels
         image = Image.fromarray(pixels)
         image.thumbnail((CUTOUT_SIDE, CUTOUT_SIDE))
@@ -61,7 +63,7 @@ def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
         return png(wish.stage.start(wish.shot).scene.image)
 
     def shuffled(asked: Asked) -> dict[str, Any]:
-        subjects, size = folder.subjects(min_subjects=1), _size(asked)
+        subjects, size = folder.ready_subjects(min_subjects=1), _size(asked)
         ids = named_subjects(asked.text("prompt"), subjects.names)
         if not ids:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "the prompt names no subject")
@@ -69,7 +71,7 @@ def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
         return told(random_layout(len(ids), rng, aspect=size[0] / size[1]), ids)
 
     def ask(asked: Asked) -> dict[str, Any]:
-        subjects, size = folder.subjects(min_subjects=1), _size(asked)
+        subjects, size = folder.ready_subjects(min_subjects=1), _size(asked)
         ids = named_subjects(asked.text("prompt"), subjects.names)
         names = [subjects.names[subject] for subject in ids]
         url, model = args.llm_url or "", args.llm_model or ""
@@ -77,7 +79,7 @@ def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
 
     def opened(asked: Asked) -> dict[str, Any]:
         path = _file(folder.path, asked.text("name"))
-        subjects = folder.subjects(min_subjects=1)
+        subjects = folder.ready_subjects(min_subjects=1)
         names = list(_names_in(path, subjects))
         layout = load_layout(path, [subjects.names[subject] for subject in names])
         return {**told(layout, names), "version": version_of(path)}
@@ -142,9 +144,9 @@ class Stages:
         """Read prompt, size, seed, gammas, and a layout as its files have it.
 
         Raises:
-            LayoutError, MetadataError, Refusal: it can't be used.
+            LayoutError, Refusal: it can't be used.
         """
-        subjects = self._folder.subjects(min_subjects=1)
+        subjects = self._folder.ready_subjects(min_subjects=1)
         prompt = asked.text("prompt")
         ids = named_subjects(prompt, subjects.names)
         names = [subjects.names[subject] for subject in ids]

@@ -33,7 +33,6 @@ def main(args: argparse.Namespace) -> None:
     with TemporaryDirectory() as folder:
         photos = Path(folder) / "robot_and_teddy"
         shutil.copytree(ROOT / "dataset" / "category" / "robot_and_teddy", photos)
-        (photos / "mask_b03.png").unlink()
         words = ["--results", str(copy_examples(Path(folder))), "--scores", f"{folder}/scores"]
         with served(photos, "--segmenter", "foreground", *words) as server, browser() as chromium:
             hand = Hand(chromium, server.address)
@@ -48,17 +47,16 @@ def main(args: argparse.Namespace) -> None:
 
 def prepare(hand: Hand) -> None:
     """Leave something to see: a touched mask, a caption with a complaint."""
-    hand.page.locator('.tile[data-photo="a03.jpg"]').click()
-    hand.settle()
-    hand.press("g")
-    hand.press("b")
-    hand.drag((512, 512), (60, 470), (90, 480))
-    hand.press("Control+z")
-    hand.press("c")
     hand.page.locator("#tab-captions").click()
     hand.page.locator('.card[data-photo="a01.jpg"] textarea').fill("A robot on wooden planks.")
     hand.page.keyboard.press("Tab")
     hand.settle()
+    hand.page.locator("#tab-photos").click()
+    hand.page.locator('.tile[data-photo="a01.jpg"]').click()
+    hand.settle()
+    hand.press("b")
+    hand.drag((512, 512), (128, 305), (150, 310))
+    hand.press("s")
 
 
 def write(path: Path, png: bytes) -> None:

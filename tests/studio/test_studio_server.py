@@ -217,12 +217,14 @@ def test_a_bare_folder_gets_its_lines_as_subjects_and_masks_come(tmp_path):
 def test_complaints_stand_at_their_photos_and_a_broken_file_is_told(site, folder):
     folder.lines[1]["id"] = "c"
     folder.lines[4]["mask_path"] = "nowhere.png"
+    folder.lines[3]["text"] = "A photo of a thing."
     folder.lines.insert(2, "")
     folder.save()
     photos = {p["name"]: p for p in site.told("GET", "folder")[1]["photos"]}
     assert "unknown id" in photos["a0.jpg"]["problems"][0]
     assert "no such mask" in photos["b0.jpg"]["problems"][0]
-    assert not photos["a1.jpg"]["problems"]
+    assert not photos["a1.jpg"]["problems"] and not photos["a1.jpg"]["warnings"]
+    assert "lacks its subject's name" in photos["a2.jpg"]["warnings"][0]
     folder.metadata.write_text('{"id": {"a": "x"}}\n{broken\n')
     state = site.told("GET", "folder")[1]
     assert any("broken JSON" in text for text in state["problems"])

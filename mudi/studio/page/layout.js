@@ -51,7 +51,7 @@ async function redraw() {
     $("stage").dataset.shown = JSON.stringify(wish());
     for (const ghost of $("stage").querySelectorAll(".actor img")) ghost.hidden = true;
   } catch (error) {
-    complaints($("layout-problem"), [error.message]);
+    complaints($("layout-problem"), error.message.split("\n"));
   }
 }
 
@@ -188,7 +188,7 @@ async function shuffle(name = "shuffled") {
     await take(given);
     return true;
   } catch (error) {
-    complaints($("layout-problem"), [error.message]);
+    complaints($("layout-problem"), error.message.split("\n"));
     return false;
   }
 }
