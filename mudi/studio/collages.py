@@ -52,13 +52,14 @@ PUBLISHED = {
 
 def answers(folder: PhotoFolder) -> Answers:
     """Return what the tab asks for."""
-    dataset = lru_cache(1)(lambda key: SegMixDataset(key.subjects, key.options))
+    dataset = lru_cache(1)(lambda wish: SegMixDataset(wish.subjects, wish.options))
+    drawn = lru_cache(TILES)(lambda wish, seed, in_order, n: wish.sample(dataset(wish), n))
     drawing = threading.Lock()  # a data set's caches are one thread's
 
     def sample(asked: Asked, number: int) -> Sample:
         wish = _Wish(folder, asked)
         with drawing:
-            return wish.sample(dataset(wish), number)
+            return drawn(wish, wish.seed, wish.in_order, number)
 
     def collages(asked: Asked) -> dict[str, Any]:
         wish = _Wish(folder, asked)
@@ -77,6 +78,8 @@ def answers(folder: PhotoFolder) -> Answers:
 
 class _Wish:
     """Flags of the training as the page gives them, and the data that they are for.
+
+    Equal ones have the same data set, whatever the seed.
 
     Raises:
         Refusal: training would refuse them, or the data.

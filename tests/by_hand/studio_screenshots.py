@@ -40,7 +40,9 @@ def main(args: argparse.Namespace) -> None:
             for tab in TABS:
                 hand.page.locator(f"#tab-{tab}").click()
                 hand.settle()
-                hand.page.wait_for_timeout(1500)  # for pictures that are on their way
+                if tab == "layout":
+                    show_layout(hand)
+                hand.page.wait_for_timeout(2000)  # for pictures that are on their way
                 write(args.output / f"{tab}.jpg", hand.page.screenshot())
             hand.close()
 
@@ -57,6 +59,14 @@ def prepare(hand: Hand) -> None:
     hand.press("b")
     hand.drag((512, 512), (128, 305), (150, 310))
     hand.press("s")
+
+
+def show_layout(hand: Hand) -> None:
+    """Make one subject larger and let the other stand before it."""
+    for subject, keys in (("b", "- - - - - - -"), ("a", "ArrowLeft ArrowLeft ArrowLeft f")):
+        hand.page.locator(f'#stage .actor[data-subject="{subject}"]').click()
+        for key in keys.split():
+            hand.press(key)
 
 
 def write(path: Path, png: bytes) -> None:

@@ -121,15 +121,17 @@ class Hand:
         self.context.set_default_timeout(10_000)
         self.page = self.context.new_page()
         self.errors: list[str] = []
-        self.seconds: list[float] = []  # of the server's, a cut
+        self.prepared: list[float] = []  # seconds of the server's, a photo
+        self.seconds: list[float] = []  # likewise, a click
         self.clicks = 0
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("response", self._heard)
         self.open(address, tab)
 
     def _heard(self, response: Any) -> None:
-        if response.url.endswith("/cut") and response.ok:
-            self.seconds.append(response.json()["seconds"])
+        heard = {"cut": self.seconds, "prepare": self.prepared}.get(response.url.split("/")[-1])
+        if heard is not None and response.ok:
+            heard.append(response.json()["seconds"])
 
     def open(self, address: str, tab: str = "photos") -> None:
         self.page.goto("about:blank")  # another fragment alone would load nothing

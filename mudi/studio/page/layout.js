@@ -88,7 +88,18 @@ function position(made, [left, top, right, bottom]) {
   });
 }
 
+// Shrink a box to what its cut-out fills: bottom and middle stay, and so does the collage.
+function fit(id, ghost) {
+  if (!ghost.naturalWidth) return;
+  const { width, height } = size(), [left, top, right, bottom] = layout.boxes[id];
+  const wide = (right - left) * width, high = (bottom - top) * height;
+  const scale = Math.min(wide / ghost.naturalWidth, high / ghost.naturalHeight);
+  const half = (scale * ghost.naturalWidth) / width / 2, middle = (left + right) / 2;
+  layout.boxes[id] = [middle - half, bottom - (scale * ghost.naturalHeight) / height, middle + half, bottom].map(rounded);
+}
+
 function grab(event, id, made) {
+  fit(id, made.querySelector("img"));
   const corner = event.target.classList.contains("corner");
   following = { id, made, corner, x: event.clientX, y: event.clientY, box: [...layout.boxes[id]] };
   made.setPointerCapture(event.pointerId);
@@ -103,7 +114,11 @@ function follow(event) {
   const stage = $("stage").getBoundingClientRect();
   const x = (event.clientX - following.x) / stage.width, y = (event.clientY - following.y) / stage.height;
   const [left, top, right, bottom] = following.box;
-  if (following.corner) resizeTo(following.id, [left, top, right + x, bottom + y]);
+  if (following.corner) {
+    const grown = Math.max(1 + x / (right - left), 1 + y / (bottom - top), SMALLEST / (right - left));
+    const factor = Math.min(grown, (1 - left) / (right - left), (1 - top) / (bottom - top));
+    resizeTo(following.id, [left, top, left + factor * (right - left), top + factor * (bottom - top)]);
+  }
   else moveTo(following.id, left + x, top + y);
   position(following.made, layout.boxes[following.id]);
   following.made.querySelector("img").hidden = false;

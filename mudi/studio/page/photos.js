@@ -355,7 +355,7 @@ function show() {
   if (!open) return;
   const entry = folder.photos.find((photo) => photo.name === open.name);
   view.marks.points = open.points;
-  view.marks.box = open.box;
+  view.marks.box = tool === "click" ? open.box : null;
   view.draw();
   $("photo-name").textContent = open.name;
   const state = entry ? STATES[entry.state] : "gone";
@@ -408,6 +408,7 @@ function choose(name) {
   }
   $("view").dataset.tool = name;
   view.marks.brush = null;
+  view.marks.box = name === "click" && open ? open.box : null;
   view.draw();
 }
 
