@@ -77,7 +77,7 @@ class Easel:
         try:
             start = wish.stage.start(wish.shot).scene.image
             number = self.drawn[-1].number + 1 if self.drawn else 0
-            drawn = Drawn(number, wish.shot.prompt, wish.shot.seed, start)
+            drawn = Drawn(number, wish.prompt, wish.seed, start)
             self.drawn = [*self.drawn, drawn][-KEPT:]
             threading.Thread(target=self._draw, args=(wish, drawn), daemon=True).start()
         except BaseException:

@@ -1,22 +1,21 @@
 """Layout: cut-outs on a canvas, as `inference.py --layout` takes them, and pictures from there."""
 
 import json
-import random
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from comfyui.layouts import Layout, LayoutError, random_layout
 from mudi.ground.files import write_text
 from mudi.ground.sheets import COLOURS
 from mudi.images import load_mask, load_rgb
-from mudi.layouts import load_layout, parse_layout
+from mudi.layouts import Layout, LayoutError, load_layout, parse_layout
 from mudi.metadata import Photo, Subjects
 from mudi.pictures.chat_model import llm_layout
 from mudi.pictures.sampling import Shot, Stage
@@ -31,83 +30,104 @@ FOLDER = "layouts"  # in the photos' folder
 NAME = re.compile(r"[\w][\w .-]{0,59}")  # of a layout's file, without its suffix
 DIGITS = 4  # of a box's edges: a tenth of a pixel at 1024
 LARGEST_SIDE = 2048  # px
+BIGGEST_GAMMA = 1e3  # far above any use; no NaN either
 CUTOUT_SIDE = 768  # px, of what is dragged
 
 
 def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
     """Return what the tab asks for."""
+    tab = _Tab(folder, stages, args)
+    return {
+        ("GET", "scene"): tab.scene,
+        ("GET", "cutout"): tab.cutout,
+        ("POST", "start"): tab.start,
+        ("POST", "shuffled"): tab.shuffled,
+        ("POST", "ask"): tab.ask,
+        ("GET", "layout"): tab.opened,
+        ("POST", "layout"): tab.save,
+    }
 
-    def scene(asked: Asked) -> dict[str, Any]:
-        subjects = folder.ready_subjects(min_subjects=1)
+
+@dataclass(frozen=True)
+class _Tab:
+    """What the tab's questions are answered from."""
+
+    folder: PhotoFolder
+    stages: "Stages"
+    args: StudioArgs
+
+    @property
+    def subjects(self) -> Subjects:
+        return self.folder.ready_subjects(min_subjects=1)
+
+    def scene(self, asked: Asked) -> dict[str, Any]:
+        """Return who may be laid out, and what else there is."""
+        subjects = self.subjects
         return {
             "names": subjects.names,
-            "colours": dict(zip(subjects.names, COLOURS * len(subjects.names), strict=False)),
+            "colours": dict(zip(subjects.names, cycle(COLOURS), strict=False)),
             "photos": {s: _photo_names(subjects, s) for s in subjects.names},
             "prompt": _everybody(subjects),
-            "files": files(folder.path),
-            "asks": bool(args.llm_url and args.llm_model),
-            "draws": bool(args.pretrained_model_name_or_path),
+            "files": files(self.folder.path),
+            "asks": bool(self.args.llm_url),
+            "draws": bool(self.args.pretrained_model_name_or_path),
         }
 
-    def cutout(asked: Asked) -> Reply:
-        photo = _photo(
-            folder.ready_subjects(min_subjects=1), asked.text("subject"), asked.text("photo")
-        )
-        pixels = cut_out(load_rgb(photo.image), load_mask(photo.mask)).pixels
-        image = Image.fromarray(pixels)
+    def cutout(self, asked: Asked) -> Reply:
+        """Return a photo's cut-out, small, to be dragged."""
+        photo = _photo(self.subjects, asked.text("subject"), asked.text("photo"))
+        image = Image.fromarray(cut_out(load_rgb(photo.image), load_mask(photo.mask)).pixels)
         image.thumbnail((CUTOUT_SIDE, CUTOUT_SIDE))
         return png(image)
 
-    def start(asked: Asked) -> Reply:
-        wish = stages.wish(asked)
+    def start(self, asked: Asked) -> Reply:
+        """Return the collage that sampling would start from."""
+        wish = self.stages.wish(asked)
         return png(wish.stage.start(wish.shot).scene.image)
 
-    def shuffled(asked: Asked) -> dict[str, Any]:
-        subjects, size = folder.ready_subjects(min_subjects=1), _size(asked)
-        ids = named_subjects(asked.text("prompt"), subjects.names)
+    def shuffled(self, asked: Asked) -> dict[str, Any]:
+        """Return layout and photos as inference.py draws them for the seed."""
+        names, seed = self._named(asked), asked.whole("seed", most=MAX_SEED)
+        stage = self.stages.stage(self.subjects, _size(asked))
+        start = stage.start(Shot(asked.text("prompt"), seed))
+        photos = tuple(_name_of(photo, stage.subjects) for photo in start.photos)
+        return told(replace(start.layout, photos=photos), list(names))
+
+    def ask(self, asked: Asked) -> dict[str, Any]:
+        """Return a chat model's layout."""
+        names, size = self._named(asked), _size(asked)
+        url, model = self.args.llm_url or "", self.args.llm_model or ""
+        layout = llm_layout(asked.text("prompt"), list(names.values()), url, model, size)
+        return told(layout, list(names))
+
+    def _named(self, asked: Asked) -> dict[str, str]:
+        """Return the names that the prompt holds, by id."""
+        names = self.subjects.names
+        ids = named_subjects(asked.text("prompt"), names)
         if not ids:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "the prompt names no subject")
-        rng = random.Random(f"layout {asked.whole('seed')}")
-        return told(random_layout(len(ids), rng, aspect=size[0] / size[1]), ids)
+        return {subject: names[subject] for subject in ids}
 
-    def ask(asked: Asked) -> dict[str, Any]:
-        subjects, size = folder.ready_subjects(min_subjects=1), _size(asked)
-        ids = named_subjects(asked.text("prompt"), subjects.names)
-        names = [subjects.names[subject] for subject in ids]
-        url, model = args.llm_url or "", args.llm_model or ""
-        return told(llm_layout(asked.text("prompt"), names, url, model, size), ids)
+    def opened(self, asked: Asked) -> dict[str, Any]:
+        """Return a layout file's content, and its version."""
+        path, subjects = _file(self.folder.path, asked.text("name")), self.subjects
+        ids = _ids_in(path, subjects)
+        layout = load_layout(path, [subjects.names[subject] for subject in ids])
+        return {**told(layout, ids), "version": version_of(path)}
 
-    def opened(asked: Asked) -> dict[str, Any]:
-        path = _file(folder.path, asked.text("name"))
-        subjects = folder.ready_subjects(min_subjects=1)
-        names = list(_names_in(path, subjects))
-        layout = load_layout(path, [subjects.names[subject] for subject in names])
-        return {**told(layout, names), "version": version_of(path)}
-
-    def save(asked: Asked) -> dict[str, Any]:
-        wish, path = stages.wish(asked), _file(folder.path, asked.text("name"))
-        with folder.lock:
-            if version_of(path) != asked.text("version"):
-                how = "has changed since it was opened here" if asked.text("version") else "exists"
+    def save(self, asked: Asked) -> dict[str, Any]:
+        """Write a layout file in place of the one of a version ("": a new one)."""
+        wish, path = self.stages.wish(asked), _file(self.folder.path, asked.text("name"))
+        version = asked.text("version")
+        with self.folder.lock:
+            if version_of(path) != version:
+                how = "has changed since it was opened here" if version else "is there already"
                 text = f"{path.name} {how}; open it, or take another name"
                 raise Refusal(HTTPStatus.CONFLICT, text, changed=True)
             write_text(path, file_text(wish))
             version = version_of(path)
-        return {
-            "version": version,
-            "command": command(wish, path, args),
-            "files": files(folder.path),
-        }
-
-    return {
-        ("GET", "scene"): scene,
-        ("GET", "cutout"): cutout,
-        ("POST", "start"): start,
-        ("POST", "shuffled"): shuffled,
-        ("POST", "ask"): ask,
-        ("GET", "layout"): opened,
-        ("POST", "layout"): save,
-    }
+        there = files(self.folder.path)
+        return {"version": version, "command": command(wish, path, self.args), "files": there}
 
 
 @dataclass(frozen=True)
@@ -116,17 +136,19 @@ class Wish:
 
     Attributes:
         ids: of the subjects that the prompt names, in the layout's order.
+        gammas: by id.
     """
 
     stage: Stage
-    shot: Shot
+    prompt: str
+    seed: int
     ids: list[str]
+    layout: Layout
+    gammas: dict[str, float]
 
     @property
-    def layout(self) -> Layout:
-        layout = self.shot.layout
-        assert layout is not None  # `read_wish` gives one always
-        return layout
+    def shot(self) -> Shot:
+        return Shot(self.prompt, self.seed, self.gammas, self.layout)
 
     @property
     def names(self) -> list[str]:
@@ -151,11 +173,11 @@ class Stages:
         ids = named_subjects(prompt, subjects.names)
         names = [subjects.names[subject] for subject in ids]
         layout = parse_layout(json.dumps(asked.table("layout")), names)
-        gamma = _gammas(asked.table("gamma"), ids)
-        shot = Shot(prompt, asked.whole("seed", most=MAX_SEED), gamma, layout)
-        return Wish(self._stage(subjects, _size(asked)), shot, ids)
+        gammas, seed = _gammas(asked.table("gamma"), ids), asked.whole("seed", most=MAX_SEED)
+        return Wish(self.stage(subjects, _size(asked)), prompt, seed, ids, layout, gammas)
 
-    def _stage(self, subjects: Subjects, size: tuple[int, int]) -> Stage:
+    def stage(self, subjects: Subjects, size: tuple[int, int]) -> Stage:
+        """Return where subjects are laid out."""
         files = [stamp_of(path) for p in subjects.photos for path in (p.image, p.mask)]
         key = repr((subjects, size, files))
         if self._kept is None or self._kept[0] != key:
@@ -164,7 +186,8 @@ class Stages:
 
 
 def _gammas(given: Mapping[str, Any], ids: list[str]) -> dict[str, float]:
-    if any(type(given.get(subject)) not in (int, float) for subject in ids):
+    numbers = [given.get(subject) for subject in ids]
+    if not all(type(number) in (int, float) and abs(number) < BIGGEST_GAMMA for number in numbers):
         raise Refusal(HTTPStatus.BAD_REQUEST, "a gamma, a number, for each subject is wanted")
     return {subject: float(given[subject]) for subject in ids}
 
@@ -206,18 +229,17 @@ def file_text(wish: Wish) -> str:
 def command(wish: Wish, path: Path, args: StudioArgs) -> str:
     """Return the command that makes pictures of a saved layout."""
     width, height = wish.stage.size
-    gammas = wish.shot.gamma
-    assert isinstance(gammas, dict)  # `read_wish` reads one a subject
+    gammas = wish.gammas
     model = args.pretrained_model_name_or_path or "stabilityai/stable-diffusion-xl-base-1.0"
     loras = " ".join(map(shlex.quote, args.lora)) or "output/LORA"
     parts = [
         f"python inference.py --pretrained_model_name_or_path {shlex.quote(model)}",
         f"--lora {loras}",
         f"--instance_data_dir {shlex.quote(str(wish.stage.subjects.folder))}",
-        f"--prompt {shlex.quote(wish.shot.prompt)}",
+        f"--prompt {shlex.quote(wish.prompt)}",
         f"--layout {shlex.quote(str(path))}",
         "--gamma " + " ".join(shlex.quote(f"{s}={value:g}") for s, value in gammas.items()),
-        f"--width {width} --height {height} --seed {wish.shot.seed}",
+        f"--width {width} --height {height} --seed {wish.seed}",
         f"--output_dir {shlex.quote(f'output/{path.stem}')}",
     ]
     return " \\\n    ".join(parts)
@@ -242,7 +264,7 @@ def _file(folder: Path, name: str) -> Path:
     return path
 
 
-def _names_in(path: Path, subjects: Subjects) -> list[str]:
+def _ids_in(path: Path, subjects: Subjects) -> list[str]:
     """Return the ids of the subjects that a layout file names, in the metadata's order."""
     try:
         boxes = json.loads(path.read_text(encoding="utf-8-sig"))["boxes"]
@@ -256,13 +278,17 @@ def _names_in(path: Path, subjects: Subjects) -> list[str]:
 
 def _photo(subjects: Subjects, subject: str, name: str) -> Photo:
     for photo in subjects.photos_of(subject):
-        if photo.image.relative_to(subjects.folder).as_posix() == name:
+        if _name_of(photo, subjects) == name:
             return photo
     raise Refusal(HTTPStatus.NOT_FOUND, "no such photo of that subject")
 
 
 def _photo_names(subjects: Subjects, subject: str) -> list[str]:
-    return [p.image.relative_to(subjects.folder).as_posix() for p in subjects.photos_of(subject)]
+    return [_name_of(photo, subjects) for photo in subjects.photos_of(subject)]
+
+
+def _name_of(photo: Photo, subjects: Subjects) -> str:
+    return photo.image.relative_to(subjects.folder).as_posix()
 
 
 def _everybody(subjects: Subjects) -> str:

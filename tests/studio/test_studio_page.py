@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,14 +16,17 @@ from helpers import NAMES, ROOT, DataFolder, noise
 from pages import Hand, copy_examples, served
 from PIL import Image
 
+import train_segmix_lora_flux
 from mini.tiny import save_sam_that_sees_brightness
 from mudi import preview
+from mudi.data import DrawSchedule, SampleOptions, SegMixDataset
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, load_mask, load_rgb, tight_box
 from mudi.layouts import load_layout, parse_layout
 from mudi.metadata import load_subjects
 from mudi.pictures.pipelines import load_pipeline
 from mudi.pictures.sampling import Sampler, Sampling, Shot, Stage
+from mudi.segmix import FLUX_STYLE
 
 FOREGROUND = ("--segmenter", "foreground")
 SIZE = (512, 352)  # px, of the photos that the constructed SAM sees; its masks have steps of 32
@@ -162,6 +166,8 @@ def test_ten_photos_become_a_folder_that_the_checker_accepts(chromium, tmp_path,
         hand.page.keyboard.press("Escape")
         hand.page.locator("#tab-photos").click()
         hand.settle()
+        hand.page.wait_for_timeout(500)  # looks at the first one
+        hand.settle()
         clicks = []
         for subject, others in expected.values():
             before = hand.clicks
@@ -185,7 +191,7 @@ def test_ten_photos_become_a_folder_that_the_checker_accepts(chromium, tmp_path,
     with capsys.disabled():
         print(
             f"\nten photos: {sum(clicks)} clicks; SAM loaded and the first photo encoded in "
-            f"{max(hand.prepared):.2f} s, its first click {first:.2f} s, later ones "
+            f"{hand.prepared[0]:.2f} s, its first click {first:.2f} s, later ones "
             f"{np.median(later):.3f} s, at most {max(later):.3f} s"
         )
 
@@ -298,30 +304,47 @@ def picture_in(hand, selector):
     return np.array(values, dtype=np.uint8).reshape(height, width, 4)[..., :3]
 
 
-@pytest.mark.parametrize(("style", "resolution"), [("sdxl", 128), ("flux", 96)])
-def test_collages_are_those_of_the_preview(chromium, folder, tmp_path, style, resolution):
+def preview_of(folder, output, style, resolution):
+    """Return the sheet that `python -m mudi.preview` writes for seed 3 and a few flags."""
     argv = f"--style {style} --resolution {resolution} --seed 3 --relative_scale 0.5 --random_flip"
-    words = ["--instance_data_dir", str(folder.path), "--output", str(tmp_path / "sheet.png")]
+    words = ["--instance_data_dir", str(folder), "--output", str(output)]
     preview.main(preview.parse_args([*words, *argv.split()]))
+    return np.asarray(load_rgb(output))
+
+
+def test_collages_are_those_of_the_preview(chromium, folder, tmp_path):
     with served(folder.path, *FOREGROUND) as server:
         hand = Hand(chromium, server.address, "collages")
-        hand.page.select_option("#flag-style", style)
-        hand.page.locator("#flag-resolution").fill(str(resolution))
         hand.page.locator("#flag-relative_scale").fill("0.5")
         hand.page.locator("#flag-random_flip").check()
-        hand.page.locator("#collage-seed").fill("2")
-        hand.page.wait_for_selector('#tiles[data-seed="2"]')
-        hand.page.locator("#seed-on").click()
-        hand.page.wait_for_selector('#tiles[data-seed="3"]')
+        for style, resolution in (("sdxl", 128), ("flux", 96)):
+            hand.page.select_option("#flag-style", style)
+            hand.page.locator("#flag-resolution").fill(str(resolution))
+            hand.page.locator("#collage-seed").fill("2")
+            hand.page.wait_for_selector('#tiles[data-seed="2"]')
+            hand.page.locator("#seed-on").click()
+            hand.page.wait_for_selector('#tiles[data-seed="3"]')
+            hand.settle()
+            tiles = [
+                Image.fromarray(picture_in(hand, f"#tiles figure:nth-child({i + 1}) img"))
+                for i in range(12)
+            ]
+            sheet = np.asarray(contact_sheet(tiles, hand.all_told("#tiles figcaption")))
+            expected = preview_of(folder.path, tmp_path / "sheet.png", style, resolution)
+            assert np.array_equal(sheet, expected)
+        command = shlex.split(hand.told("#command").replace("\\\n", " "))
+        assert command[:3] == ["accelerate", "launch", "flux/train_segmix_lora_flux.py"]
+        args = train_segmix_lora_flux.parse_args(command[3:])
+        assert (args.instance_data_dir, args.seed, args.resolution) == (str(folder.path), 3, 96)
+        assert (args.relative_scale, args.random_flip, args.segmix_prob) == (0.5, True, 0.3)
+
+        hand.page.select_option("#flag-in_order", "true")  # photos, too, as a run draws them
+        hand.page.locator("#tiles i").first.wait_for()
         hand.settle()
-        tiles = [
-            Image.fromarray(picture_in(hand, f"#tiles figure:nth-child({i + 1}) img"))
-            for i in range(12)
-        ]
-        prompts = hand.all_told("#tiles figcaption")
-        sheet = np.asarray(contact_sheet(tiles, prompts))
-        assert np.array_equal(sheet, np.asarray(load_rgb(tmp_path / "sheet.png")))
-        assert "--relative_scale=0.5" in hand.told("#command")
+        photos = [text.startswith("photo: ") for text in hand.all_told("#tiles figcaption")]
+        data = SegMixDataset(load_subjects(folder.path), SampleOptions(96, FLUX_STYLE, 0.3))
+        [draws] = DrawSchedule(len(data.subjects.photos), 3, 12, 0, 1)
+        assert photos == [not data[draw][0].mixed for draw in draws]
         hand.page.locator("#flag-segmix_num_subjects").fill("3")
         hand.page.wait_for_selector("#collage-problem .problem")
         assert "the metadata has 2 subjects" in hand.told("#collage-problem")
@@ -335,7 +358,13 @@ def test_a_dragged_layout_is_the_start_that_the_page_showed(chromium, folder, tm
         hand.page.locator("#height").fill("192")
         hand.page.keyboard.press("Tab")
         hand.settle()
+        hand.page.locator("#shuffle").click()
+        hand.settle()
         before = picture_in(hand, "#start")
+        subjects = load_subjects(folder.path)
+        names = list(subjects.names.values())
+        prompt, stage = f"a photo of a {names[0]} and a {names[1]}", Stage(subjects, (256, 192))
+        assert np.array_equal(before, np.asarray(stage.start(Shot(prompt, 1)).scene.image))
         actor = hand.page.locator('#stage .actor[data-subject="a"]')
         box = actor.bounding_box()
         hand.page.mouse.move(box["x"] + 20, box["y"] + 20)
@@ -361,11 +390,8 @@ def test_a_dragged_layout_is_the_start_that_the_page_showed(chromium, folder, tm
         command = hand.told("#layout-command")
 
         path = folder.path / "layouts" / "first one.json"
-        subjects = load_subjects(folder.path)
-        names = list(subjects.names.values())
         layout = load_layout(path, names)
-        prompt = f"a photo of a {names[0]} and a {names[1]}"
-        start = Stage(subjects, (256, 192)).start(Shot(prompt, 0, 0.4, layout))
+        start = stage.start(Shot(prompt, 0, 0.4, layout))
         assert layout.photos[0] == "a2.jpg" and layout.front_to_back == (0, 1)
         assert np.array_equal(np.asarray(start.scene.image), shown)
         assert not np.array_equal(shown, before)
@@ -435,9 +461,9 @@ def test_a_chat_model_lays_out_and_a_model_draws(chromium, folder, sdxl_backbone
         hand.page.wait_for_selector("#drawn .result img", timeout=60_000)
         hand.settle()
         start, result = (picture_in(hand, f"#drawn {part} img") for part in ("figure >", ".result"))
+        photos = [hand.page.get_by_label(f"Photo of {name}").input_value() for name in boxes]
         hand.close()
     subjects = load_subjects(folder.path)
-    photos = ["a0.jpg", "b0.jpg"]
     layout = parse_layout(json.dumps({"boxes": boxes, "photos": photos}), list(boxes))
     prompt = "a photo of a olis robot and a hta teddy bear"
     shot = Shot(prompt, 0, {"a": 0.2, "b": 0.4}, layout)
