@@ -186,10 +186,11 @@ class Stages:
 
 
 def _gammas(given: Mapping[str, Any], ids: list[str]) -> dict[str, float]:
-    numbers = [given.get(subject) for subject in ids]
-    if not all(type(number) in (int, float) and abs(number) < BIGGEST_GAMMA for number in numbers):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "a gamma, a number, for each subject is wanted")
-    return {subject: float(given[subject]) for subject in ids}
+    gammas: dict[str, Any] = {subject: given.get(subject) for subject in ids}
+    for value in gammas.values():
+        if type(value) not in (int, float) or not abs(value) < BIGGEST_GAMMA:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "a gamma, a number, for each subject is wanted")
+    return {subject: float(value) for subject, value in gammas.items()}
 
 
 def _size(asked: Asked) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from mudi.studio.server import Answers, Asked, Refusal, Reply
 
 KEPT = "kept.jsonl"  # {"image": NAME, "keep": true or false} a line, in the pictures' folder
 SCORES = "scores.jsonl"
+SHEET = "sheet.png"  # inference.py's, in a folder without its JSONL
 TILE = 384  # px
 
 
@@ -28,6 +29,7 @@ class Results:
 
     def __init__(self, source: Path | None, scores: Path | None):
         self.source, self.scores = source, scores
+        self._known: dict[str, Picture] = {}
         if source is not None:
             self.pictures()
         if scores is not None and not (scores / SCORES).is_file():
@@ -42,17 +44,15 @@ class Results:
         return (self.source if self.source.is_dir() else self.source.parent) / KEPT
 
     def pictures(self) -> dict[str, Picture]:
-        """Return the pictures by name."""
+        """Look which pictures there are; return them by name."""
         if self.source is None:
             return {}
         problems: list[str] = []
         found = find_pictures(self.source, problems)
         if problems:
             raise SetupError("\n".join(problems).replace("--images", "--results"))
-        return {picture.name: picture for picture in found if not self._is_sheet(picture)}
-
-    def _is_sheet(self, picture: Picture) -> bool:
-        return not picture.extra and picture.name == "sheet.png"
+        self._known = {picture.name: picture for picture in found if not _is_sheet(picture)}
+        return self._known
 
     def picture(self, name: str) -> Picture:
         """Return a picture by a name that `pictures` gives.
@@ -60,7 +60,7 @@ class Results:
         Raises:
             Refusal: there is none, or its line leads out of the folder.
         """
-        found = self.pictures().get(name)
+        found = self._known.get(name) or self.pictures().get(name)
         if found is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "no such picture")
         if not found.path.resolve().is_relative_to(self.kept_file.parent.resolve()):
@@ -130,6 +130,10 @@ def answers(results: Results, lock: Any) -> Answers:
         ("GET", "result"): whole,
         ("POST", "keep"): keep,
     }
+
+
+def _is_sheet(picture: Picture) -> bool:
+    return not picture.extra and picture.name == SHEET
 
 
 def _load(picture: Picture) -> Any:

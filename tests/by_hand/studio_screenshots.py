@@ -19,8 +19,8 @@ from mudi.ground.files import replace_file
 
 DOCS = ROOT / "mudi" / "studio" / "docs"
 TABS = ("photos", "captions", "collages", "layout", "results")
-WIDTH = 1100  # px, of a picture
-QUALITY = 80
+WIDTH = 1000  # px, of a picture
+QUALITY = 75
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
