@@ -7,7 +7,7 @@ r"""Make the masks of a folder of photos: OWLv2 finds the subject, SAM cuts it o
 A photo belongs to the id that metadata.jsonl gives it, else to the id its sub-folder is named
 after, else to the longest id that its name begins with. Existing masks are kept. A contact sheet
 shows every photo with its box and mask; photos that need help are listed with what was seen and
-what to do.
+what to do. --suggest_captions --caption_model FOLDER_OR_HUB_ID has a vision model draft captions.
 """
 
 from dataclasses import dataclass

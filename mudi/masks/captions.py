@@ -20,7 +20,7 @@ from posixpath import normpath
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import CLIPTokenizer, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPTokenizer, pipeline
 
 from mudi.ground.chat import again, ask
 from mudi.ground.errors import SetupError, first_line
@@ -77,18 +77,20 @@ class LocalModel:
         on_cpu = torch.device(device).type == "cpu"
         kind = torch.float32 if on_cpu else "auto"
         try:
-            self._pipeline = pipeline(
-                "image-text-to-text", model=checkpoint, device=device, dtype=kind
-            )
+            model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=kind)
+            processor = AutoProcessor.from_pretrained(checkpoint)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CaptionError(
                 f"--caption_model {checkpoint}: cannot be loaded ({first_line(error)})"
             ) from error
-        if getattr(self._pipeline.processor, "chat_template", None) is None:
+        if getattr(processor, "chat_template", None) is None:
             raise CaptionError(
                 f"--caption_model {checkpoint}: has no chat template, so it takes no instructions; "
                 "take one that was trained to (its name often ends in -it, -chat or -Instruct)"
             )
+        self._pipeline = pipeline(
+            "image-text-to-text", model=model, processor=processor, device=device
+        )
 
     def __call__(self, image: Image.Image, question: str) -> str:
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
