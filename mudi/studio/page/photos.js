@@ -127,9 +127,19 @@ async function openPhoto(name) {
 }
 
 // The first click of a photo waits for SAM's image encoder: let it begin when the photo stays open.
-const prepare = debounced((name) => {
-  if (open?.name === name && segmenter.finds) tell("prepare", { photo: name }).catch(() => {});
+const prepare = debounced(async (name) => {
+  if (open?.name !== name || !segmenter.finds || segmenter.problems.length) return;
+  const told = setTimeout(() => note("prepare", "SAM looks at the photo; the first click waits for that"), 600);
+  await tell("prepare", { photo: name }).catch(() => {}); // a click will tell what is wrong
+  clearTimeout(told);
+  note("prepare", "");
 }, 300);
+
+const notes = {};
+function note(what, text) {
+  notes[what] = text;
+  $("easel-note").textContent = Object.values(notes).filter(Boolean).join(" ");
+}
 
 function picture(source) {
   return new Promise((resolve, reject) => {
@@ -197,10 +207,10 @@ function changed(area) {
 
 async function segment(session, name, values) {
   const number = ++session.asked;
-  $("easel-note").textContent = "…";
+  note("segment", "…");
   const started = performance.now();
   const answer = await attempt(() => tell(name, { photo: session.name, ...values }));
-  $("easel-note").textContent = "";
+  note("segment", "");
   if (!answer || session.asked !== number) return null;
   session.mask.cut(answer.runs);
   const took = ((performance.now() - started) / 1000).toFixed(2);
@@ -469,7 +479,7 @@ export async function enter() {
     const first = folder.photos.find((photo) => photo.state === "none") ?? folder.photos[0];
     await openPhoto(first.name);
   }
-  if (!folder.photos.length) $("easel-note").textContent = "There are no photos in this folder.";
+  note("empty", folder.photos.length ? "" : "There are no photos in this folder.");
   view.resize();
   show();
 }
