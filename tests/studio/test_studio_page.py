@@ -314,7 +314,9 @@ def preview_of(folder, output, style, resolution):
 
 def test_collages_are_those_of_the_preview(chromium, folder, tmp_path):
     with served(folder.path, *FOREGROUND) as server:
-        hand = Hand(chromium, server.address, "collages")
+        hand = Hand(chromium, server.address, "results")
+        hand.page.locator("#flag-resolution").evaluate("(input) => (input.value = 128)")
+        hand.page.locator("#tab-collages").click()
         hand.page.locator("#flag-relative_scale").fill("0.5")
         hand.page.locator("#flag-random_flip").check()
         for style, resolution in (("sdxl", 128), ("flux", 96)):
