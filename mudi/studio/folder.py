@@ -40,6 +40,7 @@ from mudi.texts import folded, replace_names
 BY_HAND = "by hand"  # in the note of a mask that was touched
 KEPT_PHOTOS = 3  # decoded; one of 12 megapixels takes 36 MB
 NO_LINE = f"not in {METADATA} yet: say whose photo it is"
+NO_MASK = f"not in {METADATA} yet: that comes with its mask"
 
 Stamp = tuple[int, int] | None  # of a file: when it changed (ns), and its size; None: not there
 
@@ -72,7 +73,8 @@ class PhotoFolder:
     def __init__(self, path: Path, resolution: int | None = None):
         self.path, self.resolution = path, resolution
         self.lock = threading.RLock()  # while something is read, changed and written
-        self._seen: dict[tuple, Findings] = {}
+        self._seen: dict[tuple, Findings] = {}  # of all versions of all files: a line each
+        self._looking = threading.Lock()
         self._decoded = lru_cache(KEPT_PHOTOS)(lambda path, stamp: load_rgb(path))
 
     @property
@@ -275,10 +277,12 @@ class PhotoFolder:
     def _look(self, files: list[PhotoAndMask], resolution: int | None) -> list[Findings]:
         """Look at what has changed since it was looked at."""
         keys = [(*pair, *map(stamp_of, pair), resolution) for pair in files]
-        new = {key: pair for key, pair in zip(keys, files, strict=True) if key not in self._seen}
-        found = dict(zip(new, check_photos(new.values(), resolution), strict=True))
-        self._seen = {key: self._seen.get(key) or found[key] for key in keys}
-        return [self._seen[key] for key in keys]
+        with self._looking:
+            new = {
+                key: pair for key, pair in zip(keys, files, strict=True) if key not in self._seen
+            }
+            self._seen.update(zip(new, check_photos(new.values(), resolution), strict=True))
+            return [self._seen[key] for key in keys]
 
     def complaints(self) -> tuple[list[str], list[str]]:
         """Return the checker's problems and warnings, as training would tell them."""
@@ -294,6 +298,7 @@ class PhotoFolder:
         with self.lock:
             entries, (problems, warnings) = self.entries(), self.complaints()
             lines = self._lines()
+        names = self.names()
         at: dict[str, dict[str, list[str]]] = {e.name: {} for e in entries}
         general: dict[str, list[str]] = {"problems": [], "warnings": []}
         for kind, texts in (("problems", problems), ("warnings", warnings)):
@@ -304,8 +309,8 @@ class PhotoFolder:
         return {
             "folder": self.path.resolve().name,
             "key": hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12],
-            "names": self.names(),
-            "photos": [self._told(entry, **at[entry.name]) for entry in entries],
+            "names": names,
+            "photos": [self._told(entry, names, **at[entry.name]) for entry in entries],
             **general,
         }
 
@@ -324,9 +329,17 @@ class PhotoFolder:
         }
 
     def _told(
-        self, entry: Entry, problems: Iterable[str] = (), warnings: Iterable[str] = ()
+        self,
+        entry: Entry,
+        names: dict[str, str],
+        problems: Iterable[str] = (),
+        warnings: Iterable[str] = (),
     ) -> dict[str, Any]:
-        problems = [*problems, *([NO_LINE] if entry.line is None else [])]
+        problems, warnings = list(problems), list(warnings)
+        if entry.line is None and entry.subject in names:
+            warnings.append(NO_MASK)
+        elif entry.line is None:
+            problems.append(NO_LINE)
         state = "made" if entry.mask.is_file() else "none"
         if state == "made" and BY_HAND in note_in(entry.mask):
             state = "hand"
@@ -339,7 +352,7 @@ class PhotoFolder:
             "stamp": "-".join(map(str, stamp_of(entry.photo) or ())),
             "version": version_of(entry.mask),
             "problems": problems,
-            "warnings": list(warnings),
+            "warnings": warnings,
         }
 
 

@@ -97,7 +97,7 @@ function update(own, photo) {
   own.photo = photo;
   own.field.update(photo.text);
   own.field.input.disabled = !photo.listed;
-  own.field.input.placeholder = photo.listed ? "" : "say whose photo it is first";
+  own.field.input.placeholder = photo.listed ? "" : "comes with the mask, and with whose photo it is";
   own.suggest.hidden = !can.captions || !photo.listed;
   own.made.dataset.state = photo.problems.length ? "problem" : photo.warnings.length ? "warning" : "";
   const options = Object.entries(folder.names).map(([id, name]) => el("option", { value: id }, `${id}: ${name}`));
