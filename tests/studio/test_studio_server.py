@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from helpers import noise
+from helpers import DataFolder, noise
 from pages import Visitor, served
 from PIL import Image
 
-from mudi.images import load_mask, note_in
+from mini.tiny import save_sam_that_sees_brightness, save_tiny_owlv2
+from mudi.images import load_mask, note_in, tight_box
 from mudi.metadata import load_subjects
 from mudi.studio.runs import from_runs, to_runs
 from mudi.studio.server import LARGEST_BODY, Refusal
@@ -161,6 +162,37 @@ def test_a_mask_is_saved_whole_and_never_over_another(site, folder):
     status, told = site.told("POST", "save", {**body, "version": saved["version"], "runs": empty})
     assert status == 422 and "covers 0.0%" in told["problem"]
     assert np.array_equal(load_mask(folder.path / "mask_a0.png"), mask)
+
+
+def test_a_suggestion_is_the_detectors_box_cut_out_by_sam(tmp_path):
+    """The tiny OWLv2 finds all of the picture, the constructed SAM what is bright in it."""
+    photos = DataFolder(tmp_path / "pair", {"a": "olis robot", "b": "hta corgi"}, 1).path
+    photo = Image.new("RGB", (512, 512), "black")
+    photo.paste("white", (128, 96, 320, 416))
+    photo.save(photos / "a1.png")
+    photo.save(photos / "new.png")
+    kind = save_sam_that_sees_brightness(tmp_path / "sam.pth")
+    words = ["--sam_checkpoint", str(tmp_path / "sam.pth"), "--sam_type", kind]
+    words += ["--detector", str(save_tiny_owlv2(tmp_path / "owlv2"))]
+    with served(photos, *words, "--threshold", "0") as server:
+        site = Visitor(server)
+        status, found = site.told("POST", "suggest", {"photo": "a1.png"})
+        assert status == 200 and found["note"].startswith('"robot" 0.') and found["box"]
+        assert tight_box(from_runs(found["runs"], (512, 512))) == (128, 96, 320, 416)
+        asked = {"photo": "new.png"}
+        assert site.told("POST", "suggest", asked)[0] == 422  # whose is it?
+        assert '"box"' in site.told("POST", "suggest", {**asked, "query": "box"})[1]["note"]
+    with served(photos, *words, "--threshold", "1") as server:
+        status, told = Visitor(server).told("POST", "suggest", {"photo": "a1.png"})
+        assert status == 422 and told["problem"].startswith('no "robot" above 1.0')
+    with served(photos, "--sam_checkpoint", str(tmp_path / "none.pth")) as server:
+        status, told = Visitor(server).told(
+            "POST", "cut", {"photo": "a1.png", "points": [[9, 9, 1]]}
+        )
+        assert status == 422 and "subject first" in told["problem"]
+        points = [[9, 9, True]]
+        status, told = Visitor(server).told("POST", "cut", {"photo": "a1.png", "points": points})
+        assert status == 422 and "none.pth: no such file" in told["problem"]
 
 
 def test_captions_are_refused_where_the_line_changed_and_other_keys_stay(site, folder):
