@@ -1,11 +1,15 @@
-# `make demo` and `make test` do everything on a machine with Python >= 3.11, make and git.
+# `make demo`, `make studio` and `make test` do everything on a machine with Python >= 3.11, make and git.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu check clean
+.PHONY: demo studio test test-gpu check clean
 
 demo: .venv/installed
 	$(BIN)/python -m mini.demo
+
+studio: .venv/installed  # the page, on a copy of the example pair
+	test -d output/studio || (mkdir -p output && cp -R dataset/category/robot_and_teddy output/studio)
+	$(BIN)/python -m mudi.studio output/studio --segmenter foreground
 
 test: check
 	$(BIN)/python -m pytest

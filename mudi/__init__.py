@@ -21,6 +21,7 @@ One prompt on its way to its picture (`inference.py`):
    so told.
 
 The wings, of which none imports another: `backbones` (what differs between base models), then
-`training`, `pictures` and `masks`. Below all is `ground`, which knows nothing of the method.
+`training`, `pictures` and `masks`. `studio`, the page, stands on them. Below all is `ground`,
+which knows nothing of the method.
 `tests/test_layers.py` holds imports to that.
 """

@@ -438,20 +438,26 @@ def _cutout_bytes(cutout: Cutout) -> int:
     return cutout.pixels.nbytes
 
 
+def mixed_samples(dataset: SegMixDataset, draws: Iterable[int], seed: int) -> list[Sample]:
+    """Return mixed samples of a data set (its prior's too), by their numbers."""
+    options = replace(dataset.options, segmix_prob=1.0, pool=None)  # no picture twice
+    same = options == dataset.options  # then what it has decoded is of use
+    mixing = dataset if same else SegMixDataset(dataset.subjects, options, dataset.prior)
+    mixable = mixing._mixable
+    step = dataset.options.segmix_start_step
+    return [
+        sample
+        for i in draws
+        for sample in mixing[Draw(mixable[i % len(mixable)], step, f"preview {seed} {i}")]
+    ]
+
+
 def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
     """Draw `count` mixed samples of a data set (its prior's too) on one sheet.
 
     Then as many of its scenes, whole, with the outlines of their masks.
     """
-    options = replace(dataset.options, segmix_prob=1.0, pool=None)  # no picture twice
-    mixing = SegMixDataset(dataset.subjects, options, dataset.prior)
-    mixable = mixing._mixable
-    step = dataset.options.segmix_start_step
-    samples = [
-        sample
-        for i in range(count)
-        for sample in mixing[Draw(mixable[i % len(mixable)], step, f"preview {seed} {i}")]
-    ]
+    samples = mixed_samples(dataset, range(count), seed)
     scenes = dataset.subjects.scenes[:count]
     tiles = [outline(s.pixels, s.mask) for s in samples] + [_outlined(scene) for scene in scenes]
     return contact_sheet(tiles, [s.prompt for s in samples] + [s.caption for s in scenes])

@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from mudi.ground.errors import SetupError
-from mudi.photo_checks import check_photos
+from mudi.photo_checks import Findings, PhotoAndMask, check_photos
 from mudi.subjects import PHOTOS, Photo, Scene, Subjects
 from mudi.texts import find_file, folded, has_half_character
 
@@ -33,11 +33,15 @@ MAX_SHARES = 1000  # draws in which all shares come to whole numbers
 
 
 class MetadataError(SetupError):
-    """Lists every problem of a data folder, one a line, each with its place and what to do."""
+    """Lists every problem of a data folder, one a line, each with its place and what to do.
 
-    def __init__(self, problems: list[str]):
+    Attributes:
+        warnings: what is unwise besides, as far as it could be seen.
+    """
+
+    def __init__(self, problems: list[str], warnings: Iterable[str] = ()):
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems, self.warnings = problems, tuple(warnings)
 
 
 def load_subjects(
@@ -46,6 +50,7 @@ def load_subjects(
     min_subjects: int = 1,
     caption_key: str = "text",
     resolution: int | None = None,
+    look: Callable[[list[PhotoAndMask], int | None], list[Findings]] = check_photos,
 ) -> Subjects:
     """Read and check a data folder; every photo and mask is decoded once.
 
@@ -55,6 +60,7 @@ def load_subjects(
         min_subjects: 2 where Seg-Mix is on.
         caption_key: key of the caption, or the list of captions, in the photo lines.
         resolution: side of the training samples (px); None: there is no training.
+        look: in place of `check_photos`, by who keeps what it found.
 
     Raises:
         MetadataError: lists every problem as "file:line: what; what to do".
@@ -64,12 +70,13 @@ def load_subjects(
     reader = _Reader(path, caption_key)
     reader.read(lines)
     reader.check_subjects(min_subjects)
-    reader.check_images(resolution)
+    reader.check_images(resolution, look)
+    warnings = tuple(_warnings(path, reader))
     if reader.problems:
-        raise MetadataError([text for _, text in sorted(reader.problems, key=lambda item: item[0])])
+        problems = [text for _, text in sorted(reader.problems, key=lambda item: item[0])]
+        raise MetadataError(problems, warnings)
     photos = [photo for _, photo in reader.photos]
     scenes = tuple(scene for _, scene in reader.scenes)
-    warnings = tuple(_warnings(path, reader))
     return Subjects(reader.names, photos, warnings, path.parent, scenes, reader.shares)
 
 
@@ -347,8 +354,8 @@ class _Reader:
             what = f'"{SHARES}": no line has the source "{source}"; drop it'
             self.complain(self.header_line, what)
 
-    def check_images(self, resolution: int | None) -> None:
-        found = check_photos([(photo, mask) for _, photo, mask in self.files], resolution)
+    def check_images(self, resolution: int | None, look: Callable) -> None:
+        found = look([(photo, mask) for _, photo, mask in self.files], resolution)
         for (line, *_), (problems, warnings) in zip(self.files, found, strict=True):
             for text in problems:
                 if (line, f"{self.path}:{line}: {text}") not in self.problems:  # of a photo twice

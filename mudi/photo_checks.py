@@ -24,6 +24,8 @@ LITTLE_THICK = 0.5  # of a mask's area
 DECODING_BYTES = 2 << 30  # of all photos decoded at once; eight of 12 megapixels
 DECODERS = 8
 
+PhotoAndMask = tuple[Path | None, Path | None]
+
 
 class Findings(NamedTuple):
     """What a photo and its mask are told for: problems forbid training, warnings do not."""
@@ -54,9 +56,7 @@ class Budget:
                 self._changed.notify_all()
 
 
-def check_photos(
-    files: Iterable[tuple[Path | None, Path | None]], resolution: int | None = None
-) -> list[Findings]:
+def check_photos(files: Iterable[PhotoAndMask], resolution: int | None = None) -> list[Findings]:
     """Decode photos and their masks, several at once; Pillow's decoders release the GIL.
 
     Args:

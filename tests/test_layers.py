@@ -21,6 +21,7 @@ FLOORS = {
     "mudi.loop": TOP,
     "mudi.preview": TOP,
     "mudi.merge_lora": TOP,
+    "mudi.studio": TOP,
 }
 
 

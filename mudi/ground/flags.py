@@ -85,7 +85,7 @@ def flag(
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     if refused is not None:
         words |= {"action": RefusedFlag, "const": refused}
-    words |= {"help": help, "default": default}
+    words |= {"help": help} if positional else {"help": help, "default": default}
     metadata = {"words": words, "bounds": bounds, "on_resume": on_resume, "origin": origin}
     metadata["dashes"] = "" if positional else "--"
     if isinstance(default, list | dict):

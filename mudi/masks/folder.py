@@ -106,16 +106,16 @@ def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
         if f"{i}_".startswith(MASK_PREFIX)
     ]
     try:
-        listed = _by_photo(_read_metadata(folder))
+        listed = by_photo(read_metadata(folder))
     except MetadataError as error:
         problems += error.problems
         listed = {}
     jobs: list[Job] = []
     taken = {folder / name for name in listed}
-    for name in _photo_names(folder, listed):
+    for name in photo_names(folder, listed):
         record = listed.get(name, {})
-        subject = record.get("id") or _id_of(Path(name), ids)
-        mask_path = record.get("mask_path", _mask_name(Path(name)))
+        subject = record.get("id") or id_of(Path(name), ids)
+        mask_path = record.get("mask_path", mask_name(Path(name)))
         if subject not in ids:
             problems.append(
                 f"{name}: belongs to none of {', '.join(ids)}; name it after its id, put it into "
@@ -135,7 +135,8 @@ def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
     return jobs
 
 
-def _id_of(relative: Path, ids: list[str]) -> str | None:
+def id_of(relative: Path, ids: list[str]) -> str | None:
+    """Return the subject that a photo's sub-folder, or else the beginning of its name, tells."""
     for part in relative.parts[:-1]:
         if part in ids:
             return part
@@ -143,11 +144,12 @@ def _id_of(relative: Path, ids: list[str]) -> str | None:
     return max(beginning, key=len) if beginning else None
 
 
-def _mask_name(relative: Path) -> str:
+def mask_name(relative: Path) -> str:
+    """Return where a photo's mask goes, unless its line says it."""
     return (relative.parent / f"{MASK_PREFIX}{relative.stem}.png").as_posix()
 
 
-def _photo_names(folder: Path, listed: dict[str, dict]) -> Iterator[str]:
+def photo_names(folder: Path, listed: dict[str, dict]) -> Iterator[str]:
     """Give the names of what is listed of one subject, and of other pictures that are no masks."""
     scenes = {name for name, record in listed.items() if _is_scene(record)}
     cuts = [cut for name in scenes for cut in listed[name][SUBJECTS] if isinstance(cut, dict)]
@@ -169,7 +171,7 @@ def _is_scene(record: dict) -> bool:
     return "id" not in record and isinstance(record.get(SUBJECTS), list)
 
 
-def _read_metadata(folder: Path) -> list[dict]:
+def read_metadata(folder: Path) -> list[dict]:
     """Return the lines of metadata.jsonl, the subjects' names first; none where there is no file.
 
     Raises:
@@ -182,8 +184,8 @@ def _read_metadata(folder: Path) -> list[dict]:
     return records
 
 
-def _by_photo(records: list[dict]) -> dict[str, dict]:
-    """Return the photo lines by their photo's name, without "./" and the like."""
+def by_photo(records: list[dict]) -> dict[str, dict]:
+    """Return the photos' lines by their photo's name, without "./" and the like."""
     lines = [record for record in records if isinstance(record.get("file_name"), str)]
     return {normpath(line["file_name"]): line for line in lines}
 
@@ -191,7 +193,7 @@ def _by_photo(records: list[dict]) -> dict[str, dict]:
 def name_complaints(folder: Path, ids: Collection[str], names: dict[str, str]) -> list[str]:
     """Say which ids `write_metadata` would have no prompt name for, or two, or no use for."""
     try:
-        records = _read_metadata(folder)
+        records = read_metadata(folder)
     except MetadataError:
         return []  # find_jobs tells
     known = records[0]["id"] if records else {}
@@ -219,28 +221,33 @@ def write_metadata(folder: Path, jobs: list[Job], names: dict[str, str]) -> None
         names: prompt names by id, such that `name_complaints` has none.
     """
     path = folder / METADATA
-    records = _read_metadata(folder) or [{"id": {}}]
+    records = read_metadata(folder) or [{"id": {}}]
     records[0]["id"] = names = {**records[0]["id"], **names}
-    listed = _by_photo(records)
+    listed = by_photo(records)
     for job in jobs:
         if not job.mask.is_file():
             continue
         if job.name not in listed:
             records.append(listed.setdefault(job.name, {}))
-        complete = {
-            "id": job.subject,
-            "file_name": job.name,
-            "mask_path": job.mask.relative_to(folder).as_posix(),
-            "text": PLAIN_CAPTION.format(names[job.subject]),
-        }
-        for key, value in complete.items():
-            listed[job.name].setdefault(key, value)
+        complete_line(listed[job.name], job, folder, names)
     write_records(path, records)
     try:
         load_subjects(folder)
         print(f"{path} is ready; edit its captions: say everything but what makes the subject")
     except MetadataError as error:
         print(f"{path} is written, but training will not accept it yet:\n{error}")
+
+
+def complete_line(line: dict, job: Job, folder: Path, names: dict[str, str]) -> None:
+    """Add to a photo's line what it lacks."""
+    complete = {
+        "id": job.subject,
+        "file_name": job.name,
+        "mask_path": job.mask.relative_to(folder).as_posix(),
+        "text": PLAIN_CAPTION.format(names[job.subject]),
+    }
+    for key, value in complete.items():
+        line.setdefault(key, value)
 
 
 def is_plausible(mask: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ sheet = start_sheet(pictures)
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -205,8 +205,16 @@ class Sampler:
             # SDXL's own VAE overflows in half precision; CPU offload would move it behind our back
             self._vae = copy.deepcopy(pipeline.vae).float().to(device or pipeline.device)
 
-    def draw(self, shots: Sequence[Shot], batch_size: int = 1) -> Iterator[Picture]:
+    def draw(
+        self,
+        shots: Sequence[Shot],
+        batch_size: int = 1,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Picture]:
         """Make pictures, batch_size at a time; each batch when its first picture is asked for.
+
+        Args:
+            on_step: is told how many denoising steps of a batch are done, and of how many.
 
         Raises:
             SamplingError: a shot can't be laid out.
@@ -214,7 +222,7 @@ class Sampler:
         for _, group in groupby(shots, lambda shot: shot.reward_guidance is None):
             alike = list(group)
             for first in range(0, len(alike), batch_size):
-                yield from self._draw(alike[first : first + batch_size])
+                yield from self._draw(alike[first : first + batch_size], on_step)
 
     def noise(self, shot: Shot) -> Tensor:
         """Return what a picture starts from before the scheduler scales it: (1, C, h, w), CPU.
@@ -228,7 +236,9 @@ class Sampler:
     def _start(self, shot: Shot) -> Start | None:
         return self.stage.start(shot) if self.stage and shot.gamma != 0 else None
 
-    def _draw(self, shots: Sequence[Shot]) -> list[Picture]:
+    def _draw(
+        self, shots: Sequence[Shot], on_step: Callable[[int, int], None] | None
+    ) -> list[Picture]:
         generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
         starts = [self._start(shot) for shot in shots]
         noise = torch.cat(
@@ -240,6 +250,8 @@ class Sampler:
         more: dict[str, Any] = dict(self._settings)
         if self._negative_prompt:
             more["negative_prompt"] = [self._negative_prompt] * len(shots)
+        if on_step is not None:
+            more["callback_on_step_end"] = _telling(on_step)
         with self._guidance(shots, starts):
             images = self.pipeline(
                 [shot.prompt for shot in shots],
@@ -292,6 +304,16 @@ class Sampler:
             mask = masks.sum(0)[None, None]
             gamma = _gamma(shot, start, masks)
         return mean_shifted_noise(latents.to(self._denoiser.dtype), mask, gamma, generator)
+
+
+def _telling(on_step: Callable[[int, int], None]) -> Callable[..., dict[str, Any]]:
+    """Return what a pipeline calls after each step: it tells the step, and changes nothing."""
+
+    def tell(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        on_step(step + 1, len(pipeline.scheduler.timesteps))
+        return values
+
+    return tell
 
 
 def _gamma(shot: Shot, start: Start, masks: Tensor) -> float | Tensor:

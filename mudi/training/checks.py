@@ -64,7 +64,7 @@ def check_args(args: TrainingArgs, backbone: Backbone) -> list[str]:
         *_model_complaints(args, backbone),
         *_start_complaints(args, backbone),
         *_word_complaints(args, backbone),
-        *_data_complaints(args, backbone.size_unit),
+        *data_complaints(args, backbone.size_unit),
         *_optimizer_complaints(args),
         *_output_complaints(args),
     ]
@@ -132,7 +132,8 @@ def _word_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     return [f"--resume_lora: {file} are learned words; pass --learn_words"] if file else []
 
 
-def _data_complaints(args: TrainingArgs, multiple_of: int) -> list[str]:
+def data_complaints(args: TrainingArgs, multiple_of: int) -> list[str]:
+    """Complain about flags of data and Seg-Mix, as far as they can be judged without the data."""
     complaints = []
     if not args.instance_data_dir and not args.refused:
         complaints.append("--instance_data_dir is missing: a folder with metadata.jsonl")
@@ -231,7 +232,7 @@ def load_data(args: TrainingArgs, style: SegMixStyle, complaints: list[str]) -> 
     if args.instance_data_dir:
         subjects = _load(args.instance_data_dir, args, complaints)
     if subjects is not None:
-        complaints += _mixing_complaints(args, subjects, style)
+        complaints += mixing_complaints(args, subjects, style)
         complaints += _source_complaints(args, subjects)
         try:
             scales = subject_scales(args, subjects.names)
@@ -308,7 +309,8 @@ def _load_prior(
     return replace(prior, names=names, photos=photos)
 
 
-def _mixing_complaints(args: TrainingArgs, subjects: Subjects, style: SegMixStyle) -> list[str]:
+def mixing_complaints(args: TrainingArgs, subjects: Subjects, style: SegMixStyle) -> list[str]:
+    """Complain about collages of more subjects than there are, or than can be shown."""
     if args.segmix_prob == 0:
         return []
     complaints = []
