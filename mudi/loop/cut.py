@@ -41,17 +41,17 @@ if __name__ == "__main__":
     ARGS = parse_args()  # --help and a mistyped flag are answered before PyTorch is imported
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import new_folder, write_image, write_records
 from mudi.ground.locks import hold
 from mudi.ground.sheets import contact_sheet, outline
+from mudi.ground.work import join_processes
 from mudi.images import Box, load_mask, load_rgb
 from mudi.islands import drop_islands
 from mudi.loop.picking import PICKED
@@ -81,9 +81,18 @@ def main(args: CutArgs) -> None:
     refuse(problems)
     if subjects is None:  # cannot be: that left a problem
         raise SetupError(f"--instance_data_dir {args.instance_data_dir}: no subjects")
-    hold(args.output_dir.parent)
-    device = accelerate_device()
-    cut = load_segmenter(args.segmenter, args.sam_checkpoint, args.sam_type, device)
+    state = join_processes()
+    hold(args.output_dir.parent, state)
+    if state.is_main_process:  # of a launch of several; there is little to share
+        segmenter = (args.segmenter, args.sam_checkpoint, args.sam_type)
+        write_data(picks, subjects, args, load_segmenter(*segmenter, state.device))
+    state.wait_for_everyone()
+
+
+def write_data(
+    picks: Sequence[Mapping[str, Any]], subjects: Subjects, args: CutArgs, cut: Segmenter
+) -> None:
+    """Write the data folder and its sheet."""
     with new_folder(args.output_dir) as folder:
         lines = photo_lines(subjects, folder, args.caption_column)
         (folder / MADE).mkdir()

@@ -26,6 +26,7 @@ TOML = """
 output_dir = "out"
 instance_data_dir = "data"
 pretrained_model_name_or_path = "{base}"
+backbone = "{backbone}"
 prompts = "prompts.txt"
 held_out = "held_out.txt"
 rounds = {rounds}
@@ -61,7 +62,13 @@ patience = 5
 """
 
 
-def write_loop(folder: Path, base: Path, rounds: int = 1, pick: str = "min_score = 0.5") -> Path:
+def write_loop(
+    folder: Path,
+    base: Path,
+    rounds: int = 1,
+    pick: str = "min_score = 0.5",
+    backbone: str = "sdxl",
+) -> Path:
     """Write a loop.toml with photos of a red and a blue square, and prompts."""
     data = DataFolder(folder / "data", NAMES)
     for line in data.lines[1:]:
@@ -78,7 +85,7 @@ def write_loop(folder: Path, base: Path, rounds: int = 1, pick: str = "min_score
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "held_out.txt").write_text("\n".join(HELD_OUT) + "\n")
     path = folder / "loop.toml"
-    path.write_text(TOML.format(base=base, rounds=rounds, pick=pick))
+    path.write_text(TOML.format(base=base, rounds=rounds, pick=pick, backbone=backbone))
     return path
 
 

@@ -29,13 +29,14 @@ from looping import (
 from PIL import Image
 from training import lora_of
 
+from mudi.backbones.table import BACKBONES
 from mudi.ground.errors import SetupError
 from mudi.ground.files import TEMPORARY
 from mudi.images import Box, load_mask, load_rgb
 from mudi.loop.cut import cut_subjects
 from mudi.loop.picking import Candidate, choose, only_subject, thumbnail, why_none
 from mudi.loop.rounds import best_round, ended, figures_of
-from mudi.loop.settings import Pick, Stop, read_settings
+from mudi.loop.settings import Pick, Stop, read_settings, script_of
 from mudi.loop.stages import flag_words, launcher, round_of, train_words
 from mudi.masks.segment import foreground_segmenter
 from mudi.metadata import load_subjects
@@ -74,7 +75,7 @@ def test_all_that_is_wrong_with_keys_and_values_is_told_at_once(tmp_path):
 def test_values_that_fit_no_loop_are_told(tmp_path):
     path = write_loop(tmp_path, tmp_path)
     text = path.read_text()
-    wrong = {"real_share = 0.5": "real_share = 0.12345", "seed = 3": 'backbone = "sd1"'}
+    wrong = {"real_share = 0.5": "real_share = 0.12345", '"sdxl"': '"sd1"'}
     for old, new in wrong.items():
         text = text.replace(old, new)
     told = problems_of(tmp_path, text + 'measure = "luck"\n')
@@ -87,6 +88,10 @@ def test_shares_are_the_fewest_whole_numbers(tmp_path):
     path = write_loop(tmp_path, tmp_path)
     path.write_text(path.read_text().replace("real_share = 0.5", "real_share = 0.75"))
     assert read_settings(path).shares == (3, 1)
+
+
+def test_every_backbone_has_a_script():
+    assert all(script_of(name) for name in BACKBONES)
 
 
 def test_flags_of_every_kind_become_words():
@@ -378,8 +383,10 @@ def ends(path: Path, capsys, launch) -> str:
     return outcome["ended"]
 
 
-def test_a_round_without_a_pick_ends_with_what_was_wrong(sdxl_backbone, tmp_path, capsys):
-    path = write_loop(tmp_path, sdxl_backbone.base)
+def test_a_round_without_a_pick_ends_with_what_was_wrong(backbone, tmp_path, capsys):
+    """On either backbone."""
+    name = "sdxl" if backbone.denoiser == "unet" else "flux"
+    path = write_loop(tmp_path, backbone.base, backbone=name)
     told = ends(path, capsys, stages(bad_picture))
     assert told.startswith("round 0: none of 6 pictures was picked: ") and "Better prompts" in told
     assert not (tmp_path / "out/round_1").exists()
