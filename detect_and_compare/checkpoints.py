@@ -137,7 +137,8 @@ def main(args: CheckpointArgs) -> None:
     origin = {step: common | {"lora_files": lora_digests([str(p)])} for step, p in loras.items()}
     todo = [trial for trial in trials if not is_done(trial, journal, output, origin)]
     if todo:
-        judge = load_judge(args, basis, state.device)
+        with state.local_main_process_first():  # fetches what the others then find on the disk
+            judge = load_judge(args, basis, state.device)
         judge.check(journal.done)
         draw(share(todo, state), args, subjects, basis, judge, journal, origin, state)
     lines = journal.finish([trial.job.name for trial in trials])[: len(trials)]

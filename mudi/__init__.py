@@ -22,5 +22,6 @@ One prompt on its way to its picture (`inference.py`):
 
 The wings, of which none imports another: `backbones` (what differs between base models), then
 `training`, `pictures` and `masks`. Below all is `ground`, which knows nothing of the method.
+Above the metric, which judges pictures, stands `best_of`, which keeps the best of several.
 `tests/test_layers.py` holds imports to that.
 """
