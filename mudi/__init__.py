@@ -21,7 +21,8 @@ One prompt on its way to its picture (`inference.py`):
    so told.
 
 The wings, of which none imports another: `backbones` (what differs between base models), then
-`training`, `pictures` and `masks`. `studio`, the page, stands on them. Below all is `ground`,
-which knows nothing of the method.
+`training`, `pictures` and `masks`. Below all is `ground`, which knows nothing of the method.
+Above the metric, which judges pictures, stand `best_of` (keeps the best of several), `loop` (trains
+in rounds on its own successes) and `studio` (the page).
 `tests/test_layers.py` holds imports to that.
 """

@@ -162,11 +162,14 @@ def mix(one: Instance, other: Instance, rng: np.random.Generator) -> Instance:
     """Return an instance of the first's class, in between in colours, with what either wears."""
     worn = one if rng.random() < 0.5 else other
     own, its = one.thing, other.thing
-    colours = {
-        "paint": halfway(own.paint, its.paint),
-        "second_paint": halfway(own.second_paint, its.second_paint),
-    }
-    return Instance(replace(worn.thing, noun=own.noun, bands=own.bands, **colours), worn.badge)
+    thing = replace(
+        worn.thing,
+        noun=own.noun,
+        paint=halfway(own.paint, its.paint),
+        second_paint=halfway(own.second_paint, its.second_paint),
+        bands=own.bands,
+    )
+    return Instance(thing, worn.badge)
 
 
 def halfway(one: Paint, other: Paint) -> Paint:
