@@ -2,6 +2,7 @@
 
     python -m mini.tiny sdxl /tmp/tiny-sdxl
     python -m mini.tiny flux /tmp/tiny-flux
+    python -m mini.tiny zimage /tmp/tiny-zimage
 
 They know nothing, so their pictures are noise; what they prove is that the code runs.
 """
@@ -23,6 +24,8 @@ from diffusers import (
     FluxTransformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -35,9 +38,9 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 from tokenizers import Tokenizer
-from tokenizers.models import Unigram
-from tokenizers.pre_tokenizers import Metaspace
-from tokenizers.trainers import UnigramTrainer
+from tokenizers.models import BPE, Unigram
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import (
     BitImageProcessor,
     CLIPConfig,
@@ -55,6 +58,9 @@ from transformers import (
     Owlv2ForObjectDetection,
     Owlv2ImageProcessor,
     Owlv2Processor,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -65,6 +71,12 @@ NUM_MERGES = 2000  # of CLIP's 48,894; common English words stay whole
 PROMPT_TOKENS = 77
 TEXT_WIDTH = 32
 FLUX_CHANNELS = 16
+ZIMAGE_CHANNELS = 16
+CHAT_TEMPLATE = (  # as Qwen3's: an answer without thinking begins with an empty thought
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 TINY_SAM = "tiny"
 
 
@@ -186,6 +198,61 @@ def tiny_flux(seed: int = 0) -> FluxPipeline:
         tokenizer=clip,
         text_encoder_2=T5EncoderModel(t5_config),
         tokenizer_2=t5,
+        transformer=transformer,
+    )
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Train a small byte-level BPE tokenizer on CLIP's commonest words, with a chat template."""
+    words = [f" {token.removesuffix('</w>')}" for token in clip_tokenizer().get_vocab()]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(words, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def qwen_config(tokenizer: Qwen2Tokenizer, num_layers: int) -> Qwen3Config:
+    """Configure a Qwen3 of TEXT_WIDTH."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+
+
+def tiny_zimage(seed: int = 0) -> ZImagePipeline:
+    """Build a random Z-Image of about 0.5 M parameters with the real one's latent geometry."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        in_channels=ZIMAGE_CHANNELS,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=TEXT_WIDTH,
+        axes_dims=(4, 6, 6),
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(ZIMAGE_CHANNELS, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=Qwen3Model(qwen_config(tokenizer, num_layers=3)),
+        tokenizer=tokenizer,
         transformer=transformer,
     )
 
@@ -371,7 +438,7 @@ def _build_tiny_sam(checkpoint: str | None = None) -> Sam:
     return sam.eval()
 
 
-FAMILIES = {"sdxl": tiny_sdxl, "flux": tiny_flux}
+FAMILIES = {"sdxl": tiny_sdxl, "flux": tiny_flux, "zimage": tiny_zimage}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
