@@ -1,0 +1,165 @@
+"""Z-Image's arithmetic against its stock pipeline's and diffusers' training script's."""
+
+import math
+
+import pytest
+import torch
+from diffusers import ZImagePipeline
+from diffusers.training_utils import (
+    compute_density_for_timestep_sampling,
+    compute_loss_weighting_for_sd3,
+)
+from training import move_weights
+
+from mudi import denoising, lora
+from mudi.backbones import zimage
+from mudi.denoising import denoising_errors
+from mudi.latents import encode_images
+
+PROMPTS = ["a olis robot", "a robot"]
+NOTHING = torch.zeros(2, 0)
+
+
+@pytest.fixture
+def stock(zimage_backbone):
+    """Diffusers' own pipeline, float32."""
+    pipeline = ZImagePipeline.from_pretrained(zimage_backbone.base)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pixels(count=2, size=(64, 64)):
+    return torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8)
+
+
+def real_task(schedule, count=2):
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(count, 16, 8, 8, generator=generator)
+    weight = torch.ones(count, 1, 8, 8)
+    return denoising.make_task(
+        schedule, latents, weight, PROMPTS[:count], NOTHING[:count], generator
+    )
+
+
+def test_latents_are_the_scripts_mode_shifted_and_scaled(stock):
+    shown = pixels(size=(64, 96))
+    vae = stock.vae
+    with torch.no_grad():
+        raw = vae.encode(shown.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()
+        ours = encode_images(vae, shown, None)
+    theirs = (raw - vae.config.shift_factor) * vae.config.scaling_factor
+    assert ours.shape == (2, 16, 8, 12)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_prompts_are_the_pipelines_without_padding(zimage_backbone, tmp_path, stock):
+    """And the list that is handed in stays as it is; diffusers writes its templates into it."""
+    given = list(PROMPTS)
+    with torch.no_grad():
+        theirs, _ = stock.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
+        (ours,) = zimage.encode_prompts(stock, 512, given)
+    assert given == PROMPTS
+    assert len({len(tokens) for tokens in ours}) == 2
+    assert all(map(torch.equal, ours, theirs))
+    _, models = zimage_backbone.loaded(tmp_path)  # from the table, each encoded by itself
+    (kept,) = models.denoiser._encode(PROMPTS)
+    for found, wanted in zip(kept, theirs, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_our_velocity_is_what_the_stock_pipeline_steps_by(zimage_backbone, tmp_path, stock):
+    """Every call of a picture wider than high: the network's answer, negated; both halves."""
+    _, models = zimage_backbone.loaded(tmp_path)
+    seen, stepped = [], []
+    stock.transformer.register_forward_pre_hook(lambda _, args: seen.append(args))
+    step = stock.scheduler.step
+    stock.scheduler.step = lambda v, *args, **more: stepped.append(v) or step(v, *args, **more)
+    stock(
+        PROMPTS[0], height=64, width=96, num_inference_steps=2, guidance_scale=0.0,
+        generator=torch.Generator().manual_seed(0), output_type="latent",
+    )  # fmt: skip
+    assert len(seen) == len(stepped) == 2
+    for (pictures, told, _), velocity in zip(seen, stepped, strict=True):
+        sample = torch.stack(pictures).squeeze(2)
+        with torch.no_grad():
+            ours = models.denoiser(sample, 1 - told, PROMPTS[:1], NOTHING[:1])
+        torch.testing.assert_close(ours, velocity, rtol=1e-4, atol=2e-5)
+
+
+def test_prompts_of_two_lengths_do_not_touch_each_other(zimage_backbone, tmp_path):
+    _, models = zimage_backbone.loaded(tmp_path)
+    sample, sigmas = torch.randn(2, 16, 8, 8), torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        together = models.denoiser(sample, sigmas, PROMPTS, NOTHING)
+        alone = [
+            models.denoiser(sample[i : i + 1], sigmas[i : i + 1], PROMPTS[i : i + 1], NOTHING[:1])
+            for i in range(2)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["none", "logit_normal", "sigma_sqrt", "cosmap"])
+def test_a_steps_loss_is_the_published_scripts(zimage_backbone, tmp_path, stock, scheme):
+    """Noise, level, told time, target, weighting: from the pipeline's scheduler and network.
+
+    Two subjects and one of the prior: the script's weighting is the whole batch's for both halves,
+    which is a fault; here each sample has its own.
+    """
+    _, models = zimage_backbone.loaded(tmp_path, f"--weighting_scheme {scheme} --logit_mean 0.3")
+    move_weights(models)
+    file = lora.save_lora(tmp_path, ZImagePipeline, models.adapted)
+    stock.load_lora_weights(file)
+    latents = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    generator = torch.Generator().manual_seed(2)
+    weight, nothing = torch.ones(3, 1, 8, 8), torch.zeros(3, 0)
+    task = denoising.make_task(models.schedule, latents, weight, prompts, nothing, generator)
+    with torch.no_grad():
+        denoiser = models.denoiser
+        ours = denoising.training_loss(denoiser, denoiser, task, 2, 0.0, 0.7)
+
+    generator.manual_seed(2)
+    noise = torch.randn(latents.shape, generator=generator)
+    u = compute_density_for_timestep_sampling(scheme, 3, 0.3, 1.0, 1.29, generator=generator)
+    indices = (u * stock.scheduler.config.num_train_timesteps).long()
+    timesteps = stock.scheduler.timesteps[indices]
+    sigmas = stock.scheduler.sigmas[indices][:, None, None, None]
+    noisy = ((1 - sigmas) * latents + sigmas * noise).unsqueeze(2)
+    with torch.no_grad():
+        tokens, _ = stock.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        answers = stock.transformer(list(noisy.unbind()), (1000 - timesteps) / 1000, tokens)[0]
+    velocity = -torch.stack(answers).squeeze(2)
+    weighting = compute_loss_weighting_for_sd3(scheme, sigmas)
+    errors = (weighting * (velocity - (noise - latents)) ** 2).mean(dim=(1, 2, 3))
+    theirs = errors[:2].mean() + 0.7 * errors[2:].mean()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("more", ["", "--use_dora", "--gradient_checkpointing"])
+def test_dco_of_a_fresh_lora_is_log_two_and_all_that_trains_moves(zimage_backbone, tmp_path, more):
+    _, models = zimage_backbone.loaded(tmp_path, more)
+    denoiser = models.denoiser.train()
+    loss = denoising.training_loss(denoiser, denoiser, real_task(models.schedule), 2, 1000.0, 1.0)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-4)
+    loss.backward()
+    [transformer] = models.adapted.values()
+    moved = {
+        name.split(".")[0]
+        for name, parameter in transformer.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().sum() > 0
+    }
+    assert moved == {"layers", "noise_refiner", "context_refiner"}
+
+
+def test_without_adapters_it_is_the_base_bit_for_bit(zimage_backbone, tmp_path, stock):
+    _, models = zimage_backbone.loaded(tmp_path, "--use_dora")
+    task = real_task(models.schedule)
+    move_weights(models)
+    with torch.no_grad():
+        adapted = denoising_errors(models.denoiser, task)
+        with lora.adapters_off(models.denoiser):
+            reference = denoising_errors(models.denoiser, task)
+            base = zimage.Denoiser(stock.transformer, models.denoiser._encode)
+            plain = denoising_errors(base, task)
+    assert torch.equal(reference, plain)
+    assert not torch.allclose(adapted, plain, rtol=1e-3)
