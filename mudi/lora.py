@@ -14,8 +14,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from mudi.ground.errors import SetupError
-from mudi.ground.lora_names import SDXL_RESNETS, UNET
-from mudi.ground.lora_outline import PARTS, WEIGHTS_NAME, outline, read_header
+from mudi.ground.lora_families import SDXL_RESNETS, UNET, family_of
+from mudi.ground.lora_outline import WEIGHTS_NAME, outline, read_header
 from mudi.learned_words import LearnedWords
 from mudi.lora_files import About, read_lora, write_diffusers, write_kohya
 
@@ -84,7 +84,8 @@ def save_lora(
     Args:
         folder: made if need be.
         pipeline_class: that is to load the file, e.g. StableDiffusionXLPipeline.
-        models: adapted models by the pipeline's part names ("unet", "text_encoder", …).
+        models: adapted models by the pipeline's part names ("unet", "text_encoder", …), the
+            denoiser first.
         dtype: precision of A and B in the file.
         about: what its header is to tell people.
 
@@ -95,13 +96,12 @@ def save_lora(
         ValueError: a weight is infinite or not a number, or the pipeline has no such part; nothing
             is written.
     """
-    kind = pipeline_class.__name__
-    known = [part for family, parts in PARTS.items() if kind.startswith(family) for part in parts]
-    if foreign := sorted(models.keys() - set(known)):
-        raise ValueError(f"{kind} loads no LoRA for its {', '.join(foreign)}")
+    family = family_of(pipeline=pipeline_class.__name__)
+    if foreign := sorted(models.keys() - set(family.parts)):
+        raise ValueError(f"{family.pipeline} loads no LoRA for its {', '.join(foreign)}")
     configs = {name: model.peft_config[ADAPTER] for name, model in models.items()}
     states = adapter_weights(models)
-    return write_diffusers(folder / WEIGHTS_NAME, states, configs, about, dtype)
+    return write_diffusers(folder / WEIGHTS_NAME, states, configs, about, dtype, family)
 
 
 def save_kohya(
@@ -115,8 +115,10 @@ def save_kohya(
     Raises:
         ValueError: as `save_lora`; or it is a DoRA.
     """
-    original = has_original_names(models)
-    return write_kohya(folder / KOHYA_WEIGHTS_NAME, adapter_weights(models), about, dtype, original)
+    family = family_of(denoiser=type(next(iter(models.values()))).__name__)
+    names = has_original_names(models)
+    file, states = folder / KOHYA_WEIGHTS_NAME, adapter_weights(models)
+    return write_kohya(file, states, about, dtype, names, family=family)
 
 
 def has_original_names(models: Mapping[str, Any]) -> bool:

@@ -17,7 +17,6 @@ class Backbone:
         name: the word of flags and tables, and of its file beside this one.
         title: as people write it.
         pipeline: the exact name of its pipeline's class in diffusers.
-        lora_family: what `mudi.ground.lora_names` calls it.
         style: its Seg-Mix.
         denoiser: the pipeline's part that trains.
         tokenizer: the pipeline's part that cuts the words of long prompts off.
@@ -32,7 +31,6 @@ class Backbone:
     name: str
     title: str
     pipeline: str
-    lora_family: str
     style: SegMixStyle
     denoiser: str
     tokenizer: str
@@ -57,7 +55,6 @@ SDXL = Backbone(
     name="sdxl",
     title="SDXL",
     pipeline="StableDiffusionXLPipeline",
-    lora_family="StableDiffusionXL",
     style=SDXL_STYLE,
     denoiser="unet",
     tokenizer="tokenizer",
@@ -70,7 +67,6 @@ FLUX = Backbone(
     name="flux",
     title="FLUX",
     pipeline="FluxPipeline",
-    lora_family="Flux",
     style=FLUX_STYLE,
     denoiser="transformer",
     tokenizer="tokenizer_2",  # T5's; CLIP gives one vector of all it sees

@@ -102,7 +102,7 @@ def _start_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     except LoraFileError as error:
         return [f"--resume_lora {error}"]
     told = f"--resume_lora {start.file}"
-    if complaint := family_complaint(start, backbone.lora_family, backbone.title):
+    if complaint := family_complaint(start, backbone.pipeline, backbone.title):
         return [f"--resume_lora {complaint}"]
     complaints = []
     if len(start.ranks) > 1:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.published import FLUX, SDXL
-from mudi.ground import lora_names
+from mudi.ground import lora_families
 from mudi.ground.lora_names import (
     ALPHA,
     CLIP,
@@ -114,10 +114,10 @@ def test_a_name_without_its_part_is_known(layers, part):
 
 def test_no_two_layers_share_a_name():
     for rows in (
-        [old for _, old in lora_names.unet_names()],
-        [new for new, _ in lora_names.unet_names()],
-        [old for old, _ in lora_names.flux_names()],
-        [new for _, news in lora_names.flux_names() for new in news],
+        [old for _, old in lora_families.unet_names()],
+        [new for new, _ in lora_families.unet_names()],
+        [old for old, _ in lora_families.flux_names()],
+        [new for _, news in lora_families.flux_names() for new in news],
     ):
         flat = [name.replace(".", "_") for name in rows]
         assert len(set(flat)) == len(flat)

@@ -168,8 +168,8 @@ def test_a_lora_for_the_other_base_is_told_before_a_model_is_loaded(
     sdxl_backbone, flux_backbone, tmp_path
 ):
     for backbone, name, title in (
-        (sdxl_backbone, "flux", "a[n]? SDXL LoRA, and the base model is FLUX"),
-        (flux_backbone, "sdxl", "a[n]? FLUX LoRA, and the base model is SDXL"),
+        (sdxl_backbone, "flux", "a LoRA of SDXL, and the base model is FLUX"),
+        (flux_backbone, "sdxl", "a LoRA of FLUX, and the base model is SDXL"),
     ):
         _, models = backbone.loaded(tmp_path)
         for file in (

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from training import lora_of, move_weights
 
 from mudi import denoising, lora, merge_lora
-from mudi.ground.lora_outline import PARTS, WEIGHTS_NAME, outline
+from mudi.ground.lora_families import family_of
+from mudi.ground.lora_outline import WEIGHTS_NAME, outline
 from mudi.pictures.loras import load_loras
 
 KEY = "unet.block.to_q"
@@ -113,7 +114,7 @@ def test_all_layers_of_a_merged_lora_have_the_sum_of_the_ranks(backbone, pair, t
     file = merged(tmp_path, *pair)
     assert f"rank 5; refit it with --resume_lora {file} --rank 5" in capsys.readouterr().out
     told = outline(file)
-    parts = next(parts for parts in PARTS.values() if backbone.denoiser in parts)
+    parts = family_of(pipeline=backbone.pipeline_class.__name__).parts
     assert (told.parts, told.ranks, told.is_dora) == (parts, (5,), False)
     for part in parts:
         header = lora.read_header(file)
@@ -155,7 +156,7 @@ def test_what_cannot_be_merged_is_told_in_a_line_each(sdxl_backbone, flux_backbo
         f"{text}: not a safetensors file",
         f"{tmp_path / WEIGHTS_NAME}: no such file",
         f"{dora / WEIGHTS_NAME}: a DoRA",
-        f"different base models cannot be merged: {sdxl / WEIGHTS_NAME} is StableDiffusionXL, ",
+        f"different base models cannot be merged: {sdxl / WEIGHTS_NAME} is SDXL, ",
     ], strict=True):  # fmt: skip
         assert part in line
 
