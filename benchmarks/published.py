@@ -1,7 +1,8 @@
 """The published networks' configurations, so that they can be built without a download.
 
 The values are those of the `config.json` files of stabilityai/stable-diffusion-xl-base-1.0,
-black-forest-labs/FLUX.1-dev, google/owlv2-base-patch16-ensemble and facebook/dinov2-base.
+black-forest-labs/FLUX.1-dev, Tongyi-MAI/Z-Image, google/owlv2-base-patch16-ensemble and
+facebook/dinov2-base.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -22,6 +24,8 @@ from transformers import (
     Dinov2Model,
     Owlv2Config,
     Owlv2ForObjectDetection,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -147,6 +151,28 @@ FLUX: dict[str, Network] = {
         4_762_310_656,
     ),
 }
+_QWEN3_4B: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "tie_word_embeddings": True,
+}
+ZIMAGE: dict[str, Network] = {
+    "transformer": Network(
+        ZImageTransformer2DModel,
+        {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30},
+        6_154_908_736,
+    ),
+    "vae": FLUX["vae"],  # FLUX.1's own
+    "text_encoder": Network(Qwen3Model, Qwen3Config(**_QWEN3_4B), 4_022_468_096),
+}
+ZIMAGE_SCHEDULER = FlowMatchEulerDiscreteScheduler(shift=6.0)
 FLUX_SCHEDULER = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
 OWLV2 = Network(

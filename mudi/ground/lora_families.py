@@ -64,6 +64,19 @@ _FLUX_SINGLE = {
     "linear2": ("proj_out",),
     "modulation.lin": ("norm.linear",),
 }
+_ZIMAGE_ENDS = {
+    "x_embedder": ("all_x_embedder.2-1",),
+    "cap_embedder.1": ("cap_embedder.1",),
+    "t_embedder.mlp.0": ("t_embedder.mlp.0",),
+    "t_embedder.mlp.2": ("t_embedder.mlp.2",),
+    "final_layer.linear": ("all_final_layer.2-1.linear",),
+    "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
+}
+_ZIMAGE_BLOCK = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.out": ("attention.to_out.0",),
+    **{n: (n,) for n in (*(f"feed_forward.w{i}" for i in (1, 2, 3)), "adaLN_modulation.0")},
+}
 _CLIP_LAYER = (
     *(f"self_attn.{layer}" for layer in ("q_proj", "k_proj", "v_proj", "out_proj")),
     "mlp.fc1",
@@ -113,6 +126,15 @@ def flux_names() -> Iterator[tuple[str, tuple[str, ...]]]:
         for old, news in _FLUX_SINGLE.items():
             layers = tuple(f"single_transformer_blocks.{i}.{n}" for n in news)
             yield f"single_blocks.{i}.{old}", layers
+
+
+def zimage_names() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the names of Z-Image's layers: the original's, and diffusers' that it stands for."""
+    yield from _ZIMAGE_ENDS.items()
+    for i in range(_FLUX_BLOCKS):
+        for stack in ("layers", "noise_refiner", "context_refiner"):
+            for old, news in _ZIMAGE_BLOCK.items():
+                yield f"{stack}.{i}.{old}", tuple(f"{stack}.{i}.{n}" for n in news)
 
 
 def clip_names(part: str) -> Iterator[str]:
@@ -186,6 +208,19 @@ FAMILIES = (
             "modelspec.implementation": "https://github.com/black-forest-labs/flux",
         },
         heights={"proj_mlp": 4, "ff.net.0.proj": 4, "ff_context.net.0.proj": 4},
+    ),
+    Family(
+        title="Z-Image",
+        pipeline="ZImagePipeline",
+        denoiser="ZImageTransformer2DModel",
+        parts=(TRANSFORMER,),
+        names=zimage_names,
+        header={
+            "ss_base_model_version": "z_image",
+            "ss_network_module": "networks.lora_zimage",
+            "modelspec.architecture": "Z-Image/lora",
+            "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",
+        },
     ),
 )
 
