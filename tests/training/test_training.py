@@ -215,7 +215,7 @@ def test_a_validation_model_without_a_prompt_or_of_another_kind_is_told(backbone
     with pytest.raises(SystemExit, match="draws --validation_prompt, and there is none"):
         backbone.train(tmp_path, f"--validation_model {backbone.base}")
     (tmp_path / "model_index.json").write_text('{"_class_name": "LumaPipeline"}')
-    with pytest.raises(SystemExit, match="validation_model .*: a LumaPipeline; this script"):
+    with pytest.raises(SystemExit, match=r"validation_model .*: a LumaPipeline; this script"):
         backbone.train(tmp_path / "x", f"--validation_model {tmp_path} --validation_prompt x")
 
 
