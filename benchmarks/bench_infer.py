@@ -30,14 +30,8 @@ class Shape(NamedTuple):
     batch: int
 
 
-SHAPES = {
-    ("sdxl", "tiny"): Shape(64, 2, 2),
-    ("flux", "tiny"): Shape(64, 2, 2),
-    ("sdxl", "mini"): Shape(64, 25, 4),
-    ("flux", "mini"): Shape(64, 25, 4),
-    ("sdxl", "real"): Shape(1024, 25, 4),
-    ("flux", "real"): Shape(512, 25, 4),
-}
+SHAPES = {"tiny": Shape(64, 2, 2), "mini": Shape(64, 25, 4), "real": Shape(1024, 25, 4)}
+SIDES = {("flux", "real"): 512}  # where it is another
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,10 +44,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--rounds", type=int, default=3, help="times each is measured, in turns (3)")
     flag("--instance_data_dir", type=Path, default=EXAMPLE, help="subjects (the example pair)")
     args = parser.parse_args(argv)
-    shape = SHAPES[args.family, args.size]
+    shape = SHAPES[args.size]
     args.batch_size = args.batch_size or shape.batch
     args.steps = args.steps or shape.steps
-    args.resolution = args.resolution or shape.side
+    args.resolution = args.resolution or SIDES.get((args.family, args.size), shape.side)
     return args
 
 

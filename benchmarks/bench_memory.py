@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import watch
 from benchmarks.bases import base_model
-from benchmarks.bench_step import ALWAYS, SETTINGS
+from benchmarks.bench_step import settings
 from benchmarks.common import EXAMPLE, finish, import_script, make_parser, settle_device, table
 from benchmarks.parts import GIB, Cost, Meter, Parts
 from mudi.backbones import quantization
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
         TemporaryDirectory(prefix="bench-") as output,
     ):
         parts.lap()  # the start, the making of a base included
-        words = [*SETTINGS[row.family, args.size].split(), *ALWAYS.split(), *row.flags.split()]
+        words = [*settings(row.family, args.size), *row.flags.split()]
         if device.type == "cpu":
             words.append("--mixed_precision=no")
         words += [f"--pretrained_model_name_or_path={base}", f"--output_dir={output}"]

@@ -79,7 +79,7 @@ from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, traini
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training import checks, dry_run, publish, runtime, saving, validation
 from mudi.training.optimizers import Training, prepare_training
 from mudi.training.stats import Pass, StepLog
 
@@ -125,19 +125,26 @@ def load_models(args: FluxArgs, accelerator: Accelerator, prompts: list[str]) ->
     with loading(base_flag, base):
         transformer = flux.load_transformer(base, dtype, args.quantize_base, **hub)
     quantization.place(transformer, device)
-    lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
+    targets = args.lora_targets or lora.ATTENTION_TARGETS
+    lora.add_lora(transformer, args.rank, targets, args.use_dora)
     adapted = {"transformer": transformer, **encoders}
     lora.resume_lora(args.resume_lora, adapted)
     runtime.save_memory(args, transformer, vae, encoders)
     denoiser = flux.Denoiser(transformer, encode, encoders, args.guidance_scale)
-    sample = None
-    if args.validation_prompt:
-        parts = {**pipeline.components, "transformer": transformer, "vae": vae}
-        settings = (args.validation_prompt, args.resolution, args.num_validation_inference_steps)
-        sample = partial(
-            flux.sample_image, FluxPipeline(**parts), encode, *settings, SAMPLER_GUIDANCE
-        )
-    return Models(denoiser, vae, schedule, adapted, sample)
+    guidance = args.validation_guidance_scale
+    draw = partial(
+        flux.sample_image,
+        encode=encode,
+        prompt=args.validation_prompt or "",
+        resolution=args.resolution,
+        num_steps=args.num_validation_inference_steps,
+        guidance_scale=SAMPLER_GUIDANCE if guidance is None else guidance,
+    )
+    network = {"transformer": transformer}
+    sample, drawn = validation.make_sample(
+        args, accelerator, pipeline, network, vae, targets, flux.load_transformer, draw
+    )
+    return Models(denoiser, vae, schedule, adapted, sample, drawn=drawn)
 
 
 def run_pass(

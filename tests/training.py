@@ -33,6 +33,7 @@ class Backbone:
     base: Path
     pipeline_class: Any
     denoiser: str  # the part that always trains
+    named_layer: str  # of it, that the script's own targets do not name
 
     def flags(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
         """Return a small run's command line; `more` overrides."""
@@ -66,11 +67,13 @@ class Backbone:
 
 
 def sdxl_on(base: Path) -> Backbone:
-    return Backbone(train_segmix_lora_sdxl, base, StableDiffusionXLPipeline, "unet")
+    return Backbone(
+        train_segmix_lora_sdxl, base, StableDiffusionXLPipeline, "unet", "time_embedding.linear_1"
+    )
 
 
 def flux_on(base: Path) -> Backbone:
-    return Backbone(train_segmix_lora_flux, base, FluxPipeline, "transformer")
+    return Backbone(train_segmix_lora_flux, base, FluxPipeline, "transformer", "proj_out")
 
 
 def reset_accelerate() -> None:

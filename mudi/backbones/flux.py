@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from mudi.backbones import parts
 from mudi.denoising import Corrupted, PromptEncoder
-from mudi.latents import decode_latents
+from mudi.latents import KL, decode_latents
+
+SPACE = KL
 
 
 def load_scheduler(base: str, **hub: Any) -> FlowMatchEulerDiscreteScheduler:

@@ -8,6 +8,10 @@ from typing import Any
 from mudi.ground.errors import SetupError
 from mudi.segmix import FLUX_STYLE, SDXL_STYLE, SegMixStyle
 
+# How pipelines guide: null and prompt are rows of one call of the network, or have a call each, or
+# the network is distilled for guidance, so that there is no null
+ROWS, CALLS, BUILT_IN = "rows", "calls", "built in"
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -23,8 +27,11 @@ class Backbone:
         precision: of frozen weights on a GPU, a word of `mudi.ground.flags.DTYPES`.
         size_unit: what a picture's sides must be divisible by (px).
         gamma: default strength of the mean shift.
-        flow: trained by flow matching: sampling starts without signal, by one scheduler, and a
-            network that is distilled for guidance takes no negative prompt.
+        flow: trained by flow matching: sampling starts without signal, by one scheduler.
+        guidance: how its pipeline guides; one of the words above.
+        negative_prompt: its pipeline takes one.
+        script: its training script, from the repository's root.
+        thinks: its text encoder's chat template lets it think; None: it has none.
         no_words: why it can't learn words; "": it can.
     """
 
@@ -38,6 +45,10 @@ class Backbone:
     size_unit: int
     gamma: float
     flow: bool
+    guidance: str
+    negative_prompt: bool
+    script: str
+    thinks: bool | None = None
     no_words: str = ""
 
     @property
@@ -47,8 +58,20 @@ class Backbone:
 
     @property
     def module(self) -> ModuleType:
-        """The backbone's file: `to_pipeline(latents)` and what its training script calls."""
+        """The backbone's file: `SPACE`, `to_pipeline(latents)`, what its training script calls."""
         return import_module(f"mudi.backbones.{self.name}")
+
+    def added_tokens(self, tokenizer: Any) -> int:
+        """Return how many tokens its text encoder reads besides a prompt's own."""
+        if self.thinks is None:
+            return tokenizer.num_special_tokens_to_add()
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=self.thinks,
+        )
+        return len(tokenizer(chat).input_ids)
 
 
 SDXL = Backbone(
@@ -62,6 +85,9 @@ SDXL = Backbone(
     size_unit=8,
     gamma=0.4,  # experiments/RESULTS.md
     flow=False,
+    guidance=ROWS,
+    negative_prompt=True,
+    script="train_segmix_lora_sdxl.py",
 )
 FLUX = Backbone(
     name="flux",
@@ -74,6 +100,9 @@ FLUX = Backbone(
     size_unit=16,  # the VAE reduces by 8, packing by 2
     gamma=0.0,  # does without
     flow=True,
+    guidance=BUILT_IN,
+    negative_prompt=False,
+    script="flux/train_segmix_lora_flux.py",
     no_words="it reads prompts by T5, which knows no learned word of CLIP's; of CLIP it takes "
     "the pooled vector alone, one for the whole prompt, which can't tell two subjects apart",
 )
@@ -89,5 +118,5 @@ def backbone_of(pipeline_class: str) -> Backbone:
     for backbone in BACKBONES.values():
         if backbone.pipeline == pipeline_class:
             return backbone
-    known = " and ".join(backbone.pipeline for backbone in BACKBONES.values())
+    known = ", ".join(backbone.pipeline for backbone in BACKBONES.values())
     raise SetupError(f"a {pipeline_class}; {known} are known here")

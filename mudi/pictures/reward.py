@@ -20,7 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from mudi.backbones.table import backbone_of
+from mudi.backbones.table import BUILT_IN, ROWS, backbone_of
 from mudi.ground.errors import SetupError
 from mudi.learned_words import attached
 from mudi.lora import adapters_off
@@ -73,7 +73,7 @@ def reward_guidance(
     network = getattr(pipeline, backbone.denoiser)
     models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     models += attached(pipeline)
-    kind = _Distilled if backbone.flow else _Guided
+    kind = _KINDS[backbone.guidance]
     with torch.no_grad(), adapters_off(*models):
         base = kind(pipeline, base_prompts, guidance_scale, negative_prompt)
     rewards = rewards.to(base.tokens.device)
@@ -147,6 +147,9 @@ class _Distilled:
 
     def mixed(self, base: Tensor, adapted: Tensor, rewards: Tensor) -> Tensor:
         return _towards(base, adapted, rewards)
+
+
+_KINDS: dict[str, Any] = {ROWS: _Guided, BUILT_IN: _Distilled}
 
 
 def _prompted(rows: Tensor) -> Tensor:

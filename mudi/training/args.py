@@ -39,6 +39,14 @@ class Model:
     variant: str | None = flag(None, 'weight files to load, e.g. "fp16"')
     cache_dir: str | None = flag(None, "where downloads from the hub are kept", on_resume=FREE)
     rank: int = flag(4, "rank of the LoRA; alpha is the same", at_least=1, on_resume=FIXED)
+    lora_targets: list[str] | None = flag(
+        None,
+        "linear layers of the denoiser that the LoRA adapts, in place of the script's own: ends of "
+        "names, as to_q, or whole ones",
+        nargs="+",
+        metavar="NAME",
+        on_resume=FIXED,
+    )
     use_dora: bool = flag(False, "train a DoRA, not a plain LoRA", on_resume=FIXED)
     resume_lora: str | None = flag(
         None,
@@ -281,6 +289,15 @@ class Output:
     )
     validation_prompt: str | None = flag(
         None, "prompt of the images made while training", on_resume=FREE
+    )
+    validation_model: str | None = flag(
+        None,
+        "model that the LoRA will be used on, as a distilled one (folder or hub id, of the base's "
+        "kind): images are made with it, and its denoiser stays loaded beside the one that trains",
+        on_resume=FREE,
+    )
+    validation_guidance_scale: float | None = flag(
+        None, "of those images, as distilled models want it; unset: the script's", on_resume=FREE
     )
     num_validation_images: int = flag(4, "images each time", at_least=1, on_resume=FREE)
     validation_epochs: int = flag(

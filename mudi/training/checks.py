@@ -78,11 +78,19 @@ def _number_complaints(args: TrainingArgs) -> list[str]:
 
 
 def _model_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
-    flag, name = "--pretrained_model_name_or_path", args.pretrained_model_name_or_path
-    if not name:
-        return [f"{flag} is missing: a base model's folder or hub id"]
-    complaints = model_folder_complaints(flag, name, MODEL_INDEX)
-    if complaints or not Path(name).is_dir():
+    base_flag, other_flag = "--pretrained_model_name_or_path", "--validation_model"
+    complaints = [f"{base_flag} is missing: a base model's folder or hub id"] * (not args.base)
+    complaints += _kind_complaints(base_flag, args.base, backbone)
+    complaints += _kind_complaints(other_flag, args.validation_model or "", backbone)
+    if args.validation_model and not args.validation_prompt:
+        complaints.append(f"{other_flag} draws --validation_prompt, and there is none")
+    return complaints
+
+
+def _kind_complaints(flag: str, name: str, backbone: Backbone) -> list[str]:
+    """Complain about a folder of another kind of model; of hub ids see `targets`."""
+    complaints = model_folder_complaints(flag, name, MODEL_INDEX) if name else []
+    if complaints or not name or not Path(name).is_dir():
         return complaints
     try:
         kind = json.loads((Path(name) / MODEL_INDEX).read_text(encoding="utf-8"))["_class_name"]

@@ -16,7 +16,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     ProjectConfiguration,
 )
-from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -34,6 +33,7 @@ from mudi.training.checks import Data, load_data
 from mudi.training.planning import VALIDATION, Plan, plan_run
 from mudi.training.publish import check_login
 from mudi.training.saving import public_arguments
+from mudi.training.targets import base_complaints
 
 COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
@@ -62,6 +62,8 @@ def set_up(
     Raises:
         SetupError: anything is wrong; the message says all of it.
     """
+    if not complaints:
+        complaints = base_complaints(args, backbone)
     if args.dry_run:
         data = load_data(args, backbone.style, complaints)
         accelerator = make_dry_accelerator(args, backbone.precision)
@@ -92,7 +94,7 @@ def cut_captions(args: TrainingArgs, backbone: Backbone, data: Data) -> list[str
     with loading("--pretrained_model_name_or_path", args.base):
         tokenizer = AutoTokenizer.from_pretrained(args.base, subfolder=backbone.tokenizer, **hub)
     limit = getattr(args, "max_sequence_length", tokenizer.model_max_length)
-    seen = limit - tokenizer.num_special_tokens_to_add()
+    seen = limit - backbone.added_tokens(tokenizer)
     photos = [*data.subjects.photos, *(data.prior.photos if data.prior else ())]
     counts = [
         (photo.place, len(tokenizer.tokenize(caption)))
@@ -106,9 +108,7 @@ def cut_captions(args: TrainingArgs, backbone: Backbone, data: Data) -> list[str
     ]
 
 
-def save_memory(
-    args: TrainingArgs, denoiser: Any, vae: AutoencoderKL, encoders: dict[str, Any]
-) -> None:
+def save_memory(args: TrainingArgs, denoiser: Any, vae: Any, encoders: dict[str, Any]) -> None:
     """Switch on what the flags say of attention, gradient checkpointing and the VAE."""
     if args.vae_slicing:
         vae.enable_slicing()

@@ -168,6 +168,16 @@ def test_prompts_stay_on_the_device_as_far_as_there_is_room():
     assert asked == list("abc")
 
 
+def test_prompts_of_different_lengths_are_looked_up_as_a_list():
+    def encode(prompts):
+        return torch.zeros(1, 4), [torch.full((len(prompts[0]), 2), 3.0)]
+
+    for device in ("cpu", "meta"):
+        pooled, tokens = PromptTable(encode, ["a", "ccc"], torch.device(device))(["ccc", "a"])
+        assert (pooled.shape, [t.shape for t in tokens]) == ((2, 4), [(3, 2), (1, 2)])
+        assert {t.device.type for t in tokens} == {device}
+
+
 # Latents
 
 

@@ -166,6 +166,59 @@ def test_a_base_of_another_family_is_refused(sdxl_backbone, flux_backbone, tmp_p
             replace(backbone, base=other.base).train(tmp_path)
 
 
+def test_other_layers_are_trained_where_targets_name_them(backbone, tmp_path):
+    name = backbone.named_layer  # of one layer alone, by its whole name
+    out = backbone.train(
+        tmp_path, f"--lora_targets to_q {name} --max_train_steps 2 --checkpointing_steps 1"
+    )
+    layers = {key.split(".lora")[0] for key in lora_of(out)}
+    assert f"{backbone.denoiser}.{name}" in layers
+    assert all(layer.endswith(("to_q", name)) for layer in layers) and len(layers) > 2
+    picture(backbone, prepare=lambda p: p.load_lora_weights(out))
+    with pytest.raises(SystemExit, match="lora_targets was"):
+        backbone.train(tmp_path, "--resume_from_checkpoint latest --max_train_steps 3")
+
+
+def test_a_target_that_is_no_layer_is_told_with_near_ones(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        backbone.script, "load_models", lambda *_, **__: pytest.fail("a model was loaded")
+    )
+    with pytest.raises(SystemExit, match=r"--lora_targets: to_qq: no linear layer.*to_q\b"):
+        backbone.train(tmp_path, "--lora_targets to_k to_qq")
+
+
+def test_validation_images_are_drawn_with_another_model_that_wears_the_lora(
+    backbone, run_once, tmp_path
+):
+    """A run that trains nothing from `run_once`'s end, so that its LoRA is the file's."""
+    other = replace(backbone, base=tmp_path / "other")
+    pipeline = backbone.pipeline_class.from_pretrained(backbone.base)
+    network = getattr(pipeline, backbone.denoiser)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.9)
+    pipeline.save_pretrained(other.base)
+    more = "--max_train_steps 1 --learning_rate 1e-30 --validation_prompt x --dco_beta 0"
+    more += " --num_validation_images 1 --num_validation_inference_steps 1 --validation_epochs 9"
+    more += f" --resume_lora {run_once}"
+    shown = []
+    for name, run, extra in (
+        ("base", backbone, ""), ("drawn", backbone, f"--validation_model {other.base}"),
+        ("trained", other, ""),
+    ):  # fmt: skip
+        folder = run.train(tmp_path / name, more, extra)
+        shown.append((folder / "validation/validation-000001-0.png").read_bytes())
+    assert shown[1] == shown[2] != shown[0]
+
+
+def test_a_validation_model_without_a_prompt_or_of_another_kind_is_told(backbone, tmp_path):
+    with pytest.raises(SystemExit, match="draws --validation_prompt, and there is none"):
+        backbone.train(tmp_path, f"--validation_model {backbone.base}")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LumaPipeline"}')
+    with pytest.raises(SystemExit, match=r"validation_model .*: a LumaPipeline; this script"):
+        backbone.train(tmp_path / "x", f"--validation_model {tmp_path} --validation_prompt x")
+
+
 def test_a_prior_set_that_lacks_a_class_is_told(backbone, tmp_path):
     prior = DataFolder(tmp_path / "prior", {"a": "robot"}, filename="class_metadata.jsonl")
     more = f"--with_prior_preservation --class_data_dir {prior.path} --num_class_images 1"
