@@ -14,6 +14,7 @@ MAX_SEED = 2**32 - 1  # numpy's
 OPTIMIZERS = ("adamw", "adafactor", "prodigy")
 SAVE_PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "float32": "float32"}  # torch's words
 QUANTIZED = ("none", "nf4", "int8")
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
 TRACKERS = ("tensorboard", "wandb")
 NO_TOKENS = (
     "arguments are seen by process lists, launchers and trackers: set HF_TOKEN or run "
@@ -339,6 +340,25 @@ class Refused:
 @dataclass
 class TrainingArgs(Model, Data, SegMix, Loss, Training, Optimizer, Output, Refused):
     """What both training scripts take."""
+
+
+@dataclass
+class FlowMatching:
+    """flow matching"""
+
+    weighting_scheme: str = flag(
+        "none",
+        "which noise levels are drawn more often, or weighed more",
+        choices=WEIGHTING_SCHEMES,
+    )
+    logit_mean: float = flag(0.0, "of logit_normal's normal")
+    logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
+    mode_scale: float = flag(1.29, "of the mode scheme")
+
+    @property
+    def density(self) -> tuple[str, float, float, float]:
+        """What `mudi.backbones.flow.FlowSchedule` takes."""
+        return self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale
 
 
 def trackers(report_to: str) -> list[str]:

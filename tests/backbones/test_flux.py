@@ -12,10 +12,10 @@ from diffusers import (
 from safetensors.torch import load_file
 from training import lora_of, move_weights
 
-import train_segmix_lora_flux
 from mudi import denoising, lora
-from mudi.backbones import flux, quantization
+from mudi.backbones import flow, flux, quantization
 from mudi.denoising import denoising_errors
+from mudi.training.args import WEIGHTING_SCHEMES
 from mudi.training.results import save_dtype
 
 PROMPTS = ["a olis robot", "a robot"]
@@ -46,7 +46,7 @@ def make_task(schedule, indices, latent=2.0, noise=0.5, weight=1.0):
 
 
 def schedule_of(scheme="none", **density):
-    return flux.FlowSchedule(FlowMatchEulerDiscreteScheduler(**SCHEDULER), scheme, **density)
+    return flow.FlowSchedule(FlowMatchEulerDiscreteScheduler(**SCHEDULER), scheme, **density)
 
 
 def real_task(schedule, count=2):
@@ -204,7 +204,7 @@ def test_text_encoders_are_freed_before_the_transformer_is_loaded(
     assert freed == [None, None]
 
 
-@pytest.mark.parametrize("scheme", train_segmix_lora_flux.WEIGHTING_SCHEMES)
+@pytest.mark.parametrize("scheme", WEIGHTING_SCHEMES)
 def test_every_scheme_trains(flux_backbone, tmp_path, scheme):
     flux_backbone.train(tmp_path, f"--weighting_scheme {scheme} --max_train_steps 1")
     assert lora_of(tmp_path)
