@@ -14,16 +14,27 @@ holds the published run, README.md and --help the rest. On a small GPU add --qua
 
 from dataclasses import dataclass
 
-from mudi.ground.flags import flag, parse
-from mudi.training.args import FlowArgs
+from mudi.ground.flags import FREE, flag, parse
+from mudi.training.args import FlowMatching, TrainingArgs
 
 
 @dataclass
-class FluxArgs(FlowArgs):
+class FluxArgs(TrainingArgs, FlowMatching):
     """FLUX"""
 
     guidance_scale: float = flag(
         3.5, "what a guidance-distilled transformer is told while training; published: 1"
+    )
+    max_sequence_length: int = flag(512, "tokens of a prompt for T5", at_least=1)
+    encode_on_cpu: bool = flag(
+        False,
+        "run T5 on the CPU at the start, where the GPU has no 10 GB for it (slow)",
+        on_resume=FREE,
+    )
+    upcast_before_saving: bool = flag(
+        False,
+        "the same as --save_precision float32",
+        on_resume=FREE,
     )
 
 
@@ -67,7 +78,12 @@ SAMPLER_GUIDANCE = 3.5  # what FLUX.1-dev is used with, whatever it is trained w
 
 def check_args(args: FluxArgs) -> list[str]:
     """Return everything that is wrong with the flags, one line each."""
-    complaints = [*checks.check_args(args, FLUX), *checks.flow_complaints(args)]
+    complaints = checks.check_args(args, FLUX)
+    if args.upcast_before_saving and args.save_precision not in (None, "float32"):
+        complaints.append(
+            f"--upcast_before_saving means float32, and --save_precision {args.save_precision} "
+            "does not: leave one out"
+        )
     if args.encode_on_cpu and args.train_text_encoder:
         complaints.append("--encode_on_cpu does not go with --train_text_encoder, which needs CLIP")
     return complaints

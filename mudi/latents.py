@@ -120,7 +120,12 @@ def encode_images(
 
 def decode_latents(vae: Any, latents: Tensor, space: LatentSpace = KL) -> Tensor:
     """Undo `encode_images`: (B, C, h, w) -> (B, 3, H, W) in [-1, 1], in the VAE's precision."""
-    raw = space.raw(vae, latents.float()).to(vae.dtype)
+    return decode_raw(vae, space.raw(vae, latents.float()))
+
+
+def decode_raw(vae: Any, latents: Tensor) -> Tensor:
+    """Decode the VAE's own latents as `decode_latents` does the denoiser's."""
+    raw = latents.to(vae.dtype)
     with torch.autocast(raw.device.type, enabled=False):  # SDXL's own VAE overflows in float16
         return vae.decode(raw, return_dict=False)[0]
 

@@ -62,6 +62,16 @@ FLUX_STYLE = SegMixStyle(
 )
 
 
+# The same in sentences, for text encoders that are language models.
+SENTENCES_STYLE = replace(
+    FLUX_STYLE,
+    template=(
+        "A sticker collage of low quality. It shows {subjects}, cut out of photos and pasted on a "
+        "plain {background} background."
+    ),
+)
+
+
 # Cut-Mix's prompts name its stitched look, so that a picture can be asked for without it.
 COLLAGE_NEGATIVE_PROMPT = "photomontage, pasted cut-outs, decals, blank backdrop"
 CUTMIX_NEGATIVE_PROMPT = "split image, left and right halves"

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import FluxPipeline, StableDiffusionXLPipeline
+from diffusers import Flux2KleinPipeline, FluxPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 import train_segmix_lora_flux
+import train_segmix_lora_klein
 import train_segmix_lora_sdxl
 from mudi.lora import WEIGHTS_NAME
 
@@ -34,6 +35,8 @@ class Backbone:
     pipeline_class: Any
     denoiser: str  # the part that always trains
     named_layer: str  # of it, that the script's own targets do not name
+    text_encoders: tuple[str, ...]  # that can be trained
+    more: str = ""  # flags that keep it quick
 
     def flags(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
         """Return a small run's command line; `more` overrides."""
@@ -42,6 +45,7 @@ class Backbone:
             f"--instance_data_dir={data}",
             f"--output_dir={output_dir}",
             *SMALL,
+            *self.more.split(),
             *(word for text in more for word in text.split()),
         ]
 
@@ -67,13 +71,19 @@ class Backbone:
 
 
 def sdxl_on(base: Path) -> Backbone:
-    return Backbone(
-        train_segmix_lora_sdxl, base, StableDiffusionXLPipeline, "unet", "time_embedding.linear_1"
-    )
+    script, kind = train_segmix_lora_sdxl, StableDiffusionXLPipeline
+    encoders = ("text_encoder", "text_encoder_2")
+    return Backbone(script, base, kind, "unet", "time_embedding.linear_1", encoders)
 
 
 def flux_on(base: Path) -> Backbone:
-    return Backbone(train_segmix_lora_flux, base, FluxPipeline, "transformer", "proj_out")
+    script, encoders = train_segmix_lora_flux, ("text_encoder",)
+    return Backbone(script, base, FluxPipeline, "transformer", "proj_out", encoders)
+
+
+def klein_on(base: Path) -> Backbone:
+    script, more = train_segmix_lora_klein, "--max_sequence_length 64"
+    return Backbone(script, base, Flux2KleinPipeline, "transformer", "proj_out", (), more)
 
 
 def reset_accelerate() -> None:

@@ -1,4 +1,4 @@
-"""Flow matching: the noise levels that FLUX, FLUX.2-klein and Z-Image are trained with."""
+"""Flow matching, which FLUX and all later backbones are trained by."""
 
 from typing import Any
 

@@ -1,13 +1,9 @@
-"""FLUX: load its parts, encode prompts, predict; packed latents and position ids."""
+"""FLUX: load its parts, encode prompts, packed latents and position ids; see `flow`."""
 
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FluxPipeline,
-    FluxTransformer2DModel,
-)
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from mudi.ground.errors import SetupError
-from mudi.segmix import FLUX_STYLE, SDXL_STYLE, SegMixStyle
+from mudi.segmix import FLUX_STYLE, SDXL_STYLE, SENTENCES_STYLE, SegMixStyle
 
 # How pipelines guide: null and prompt are rows of one call of the network, or have a call each, or
 # the network is distilled for guidance, so that there is no null
@@ -106,7 +106,24 @@ FLUX = Backbone(
     no_words="it reads prompts by T5, which knows no learned word of CLIP's; of CLIP it takes "
     "the pooled vector alone, one for the whole prompt, which can't tell two subjects apart",
 )
-BACKBONES = {backbone.name: backbone for backbone in (SDXL, FLUX)}
+KLEIN = Backbone(
+    name="klein",
+    title="FLUX.2-klein",
+    pipeline="Flux2KleinPipeline",
+    style=SENTENCES_STYLE,
+    denoiser="transformer",
+    tokenizer="tokenizer",
+    precision="bf16",
+    size_unit=16,  # the VAE reduces by 8, its patches by 2
+    gamma=0.0,  # as FLUX; not tried on real weights
+    flow=True,
+    guidance=CALLS,
+    negative_prompt=False,
+    script="flux2/train_segmix_lora_klein.py",
+    thinks=False,
+    no_words="it reads prompts by Qwen3, and learned words are CLIP's",
+)
+BACKBONES = {backbone.name: backbone for backbone in (SDXL, FLUX, KLEIN)}
 
 
 def backbone_of(pipeline_class: str) -> Backbone:

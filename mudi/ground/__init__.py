@@ -1,5 +1,5 @@
 """Knows nothing of the method.
 
 errors, flags, files, locks, work (long lists, split and continued), devices, memory, sheets,
-lora_names (what LoRA files hold).
+lora_families, lora_names, lora_outline (what LoRA files hold, and for which base models).
 """

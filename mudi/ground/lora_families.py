@@ -9,6 +9,7 @@ Knows no torch.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+Rows = Mapping[str, tuple[str, ...]]
 UNET, TRANSFORMER, CLIP, CLIP_2 = "unet", "transformer", "text_encoder", "text_encoder_2"
 
 # How many of each there can be; real networks have no more, and a miniature less
@@ -64,6 +65,24 @@ _FLUX_SINGLE = {
     "linear2": ("proj_out",),
     "modulation.lin": ("norm.linear",),
 }
+_KLEIN_ENDS = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "time_in.in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
+    "double_stream_modulation_img.lin": ("double_stream_modulation_img.linear",),
+    "double_stream_modulation_txt.lin": ("double_stream_modulation_txt.linear",),
+    "single_stream_modulation.lin": ("single_stream_modulation.linear",),
+    "final_layer.linear": ("proj_out",),
+}
+_KLEIN_DOUBLE = {
+    **{old: news for old, news in _FLUX_DOUBLE.items() if "_attn" in old},
+    "img_mlp.0": ("ff.linear_in",),
+    "img_mlp.2": ("ff.linear_out",),
+    "txt_mlp.0": ("ff_context.linear_in",),
+    "txt_mlp.2": ("ff_context.linear_out",),
+}
+_KLEIN_SINGLE = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
 _ZIMAGE_ENDS = {
     "x_embedder": ("all_x_embedder.2-1",),
     "cap_embedder.1": ("cap_embedder.1",),
@@ -119,11 +138,20 @@ def _attention(new: str, old: str) -> Iterator[tuple[str, str]]:
 
 def flux_names() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the names of FLUX's layers: the original's, and diffusers' that it stands for."""
-    yield from _FLUX_ENDS.items()
+    yield from _two_streams(_FLUX_ENDS, _FLUX_DOUBLE, _FLUX_SINGLE)
+
+
+def klein_names() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the names of FLUX.2-klein's layers, as `flux_names`."""
+    yield from _two_streams(_KLEIN_ENDS, _KLEIN_DOUBLE, _KLEIN_SINGLE)
+
+
+def _two_streams(ends: Rows, double: Rows, single: Rows) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from ends.items()
     for i in range(_FLUX_BLOCKS):
-        for old, news in _FLUX_DOUBLE.items():
+        for old, news in double.items():
             yield f"double_blocks.{i}.{old}", tuple(f"transformer_blocks.{i}.{n}" for n in news)
-        for old, news in _FLUX_SINGLE.items():
+        for old, news in single.items():
             layers = tuple(f"single_transformer_blocks.{i}.{n}" for n in news)
             yield f"single_blocks.{i}.{old}", layers
 
@@ -208,6 +236,20 @@ FAMILIES = (
             "modelspec.implementation": "https://github.com/black-forest-labs/flux",
         },
         heights={"proj_mlp": 4, "ff.net.0.proj": 4, "ff_context.net.0.proj": 4},
+    ),
+    Family(
+        title="FLUX.2-klein",
+        pipeline="Flux2KleinPipeline",
+        denoiser="Flux2Transformer2DModel",
+        parts=(TRANSFORMER,),
+        names=klein_names,
+        header={
+            "ss_base_model_version": "flux2_klein_4b",
+            "ss_network_module": "networks.lora_flux",
+            "modelspec.architecture": "flux-2-klein-4b/lora",
+            "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
+        },
+        heights={"to_qkv_mlp_proj": 9, "ff.linear_in": 6, "ff_context.linear_in": 6},
     ),
     Family(
         title="Z-Image",

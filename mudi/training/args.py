@@ -13,8 +13,8 @@ MIXES = ("segmix", "cutmix")
 MAX_SEED = 2**32 - 1  # numpy's
 OPTIMIZERS = ("adamw", "adafactor", "prodigy")
 SAVE_PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "float32": "float32"}  # torch's words
-WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
 QUANTIZED = ("none", "nf4", "int8")
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
 TRACKERS = ("tensorboard", "wandb")
 NO_TOKENS = (
     "arguments are seen by process lists, launchers and trackers: set HF_TOKEN or run "
@@ -339,16 +339,13 @@ class Refused:
 
 @dataclass
 class TrainingArgs(Model, Data, SegMix, Loss, Training, Optimizer, Output, Refused):
-    """What all training scripts take."""
+    """What both training scripts take."""
 
 
 @dataclass
-class FlowArgs(TrainingArgs):
+class FlowMatching:
     """flow matching"""
 
-    max_sequence_length: int = flag(
-        512, "tokens of a prompt, with those of a chat template", at_least=1
-    )
     weighting_scheme: str = flag(
         "none",
         "which noise levels are drawn more often, or weighed more",
@@ -357,21 +354,10 @@ class FlowArgs(TrainingArgs):
     logit_mean: float = flag(0.0, "of logit_normal's normal")
     logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
     mode_scale: float = flag(1.29, "of the mode scheme")
-    encode_on_cpu: bool = flag(
-        False,
-        "run the large text encoder on the CPU at the start, where the GPU has no 10 GB for it "
-        "(slow)",
-        on_resume=FREE,
-    )
-    upcast_before_saving: bool = flag(
-        False,
-        "the same as --save_precision float32",
-        on_resume=FREE,
-    )
 
     @property
     def density(self) -> tuple[str, float, float, float]:
-        """What `mudi.backbones.flow.FlowSchedule` takes besides the scheduler."""
+        """What `mudi.backbones.flow.FlowSchedule` takes."""
         return self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale
 
 

@@ -29,7 +29,6 @@ from mudi.training.args import (
     OPTIMIZERS,
     PRIOR_POINTER,
     TRACKERS,
-    FlowArgs,
     TrainingArgs,
     subject_scales,
     trackers,
@@ -69,16 +68,6 @@ def check_args(args: TrainingArgs, backbone: Backbone) -> list[str]:
         *_optimizer_complaints(args),
         *_output_complaints(args),
     ]
-
-
-def flow_complaints(args: FlowArgs) -> list[str]:
-    """Return what is wrong with the flags that scripts of flow matching have."""
-    if args.upcast_before_saving and args.save_precision not in (None, "float32"):
-        return [
-            f"--upcast_before_saving means float32, and --save_precision {args.save_precision} "
-            "does not: leave one out"
-        ]
-    return []
 
 
 def _number_complaints(args: TrainingArgs) -> list[str]:
