@@ -94,7 +94,15 @@ def klein_backbone(tmp_path_factory: pytest.TempPathFactory):
     return klein_on(_built("klein", tmp_path_factory))
 
 
-@pytest.fixture(scope="session", params=["sdxl", "flux", "klein"])
+@pytest.fixture(scope="session")
+def zimage_backbone(tmp_path_factory: pytest.TempPathFactory):
+    """The Z-Image script on a random Z-Image."""
+    from training import zimage_on
+
+    return zimage_on(_built("zimage", tmp_path_factory))
+
+
+@pytest.fixture(scope="session", params=["sdxl", "flux", "klein", "zimage"])
 def backbone(request: pytest.FixtureRequest):
     """Any script, for what all must do alike."""
     return request.getfixturevalue(f"{request.param}_backbone")

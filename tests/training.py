@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import Flux2KleinPipeline, FluxPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    Flux2KleinPipeline,
+    FluxPipeline,
+    StableDiffusionXLPipeline,
+    ZImagePipeline,
+)
 from safetensors.torch import load_file
 
 import train_segmix_lora_flux
 import train_segmix_lora_klein
 import train_segmix_lora_sdxl
+import train_segmix_lora_zimage
 from mudi.lora import WEIGHTS_NAME
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -84,6 +90,12 @@ def flux_on(base: Path) -> Backbone:
 def klein_on(base: Path) -> Backbone:
     script, more = train_segmix_lora_klein, "--max_sequence_length 64"
     return Backbone(script, base, Flux2KleinPipeline, "transformer", "proj_out", (), more)
+
+
+def zimage_on(base: Path) -> Backbone:
+    script, more = train_segmix_lora_zimage, "--max_sequence_length 64"
+    layer = "layers.0.feed_forward.w1"
+    return Backbone(script, base, ZImagePipeline, "transformer", layer, (), more)
 
 
 def reset_accelerate() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 from mudi.ground.errors import SetupError
 from mudi.segmix import FLUX_STYLE, SDXL_STYLE, SENTENCES_STYLE, SegMixStyle
 
-# How pipelines guide: null and prompt are rows of one call of the network, or have a call each, or
-# the network is distilled for guidance, so that there is no null
-ROWS, CALLS, BUILT_IN = "rows", "calls", "built in"
+# How pipelines guide: null and prompt are rows of one call of the network, or prompt and null are
+# items of its lists, or have a call each, or the network is distilled for guidance, so that there
+# is no null
+ROWS, LISTS, CALLS, BUILT_IN = "rows", "lists", "calls", "built in"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Backbone:
         guidance: how its pipeline guides; one of the words above.
         negative_prompt: its pipeline takes one.
         script: its training script, from the repository's root.
+        unguided: the guidance scale at which its pipeline asks for the prompt alone.
+        float_noise: its pipeline draws the noise in float32, whatever the network's precision.
         thinks: its text encoder's chat template lets it think; None: it has none.
         no_words: why it can't learn words; "": it can.
     """
@@ -49,6 +52,8 @@ class Backbone:
     negative_prompt: bool
     script: str
     thinks: bool | None = None
+    unguided: float = 1.0
+    float_noise: bool = False
     no_words: str = ""
 
     @property
@@ -123,7 +128,26 @@ KLEIN = Backbone(
     thinks=False,
     no_words="it reads prompts by Qwen3, and learned words are CLIP's",
 )
-BACKBONES = {backbone.name: backbone for backbone in (SDXL, FLUX, KLEIN)}
+ZIMAGE = Backbone(
+    name="zimage",
+    title="Z-Image",
+    pipeline="ZImagePipeline",
+    style=SENTENCES_STYLE,
+    denoiser="transformer",
+    tokenizer="tokenizer",
+    precision="bf16",
+    size_unit=16,  # the VAE reduces by 8, the transformer's patches by 2
+    gamma=0.0,  # as FLUX; not tried on real weights
+    flow=True,
+    guidance=LISTS,
+    negative_prompt=True,
+    script="zimage/train_segmix_lora_zimage.py",
+    thinks=True,
+    unguided=0.0,
+    float_noise=True,
+    no_words="it reads prompts by Qwen3, and learned words are CLIP's",
+)
+BACKBONES = {backbone.name: backbone for backbone in (SDXL, FLUX, KLEIN, ZIMAGE)}
 
 
 def backbone_of(pipeline_class: str) -> Backbone:

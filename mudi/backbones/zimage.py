@@ -1,4 +1,4 @@
-"""Z-Image: load its parts, encode prompts of any length, predict; flow matching as FLUX's.
+"""Z-Image: load its parts, encode prompts of any length, predict.
 
 What it has of its own: the network takes lists, of pictures (C, 1, h, w), which it patches itself,
 and of prompts (T, D), without padding; it is told 1 - sigma, and answers x_0 - noise.
@@ -7,12 +7,7 @@ and of prompts (T, D), without padding; it is told 1 - sigma, and answers x_0 - 
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    ZImagePipeline,
-    ZImageTransformer2DModel,
-)
+from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
 from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor, nn
@@ -23,15 +18,6 @@ from mudi.latents import KL, decode_latents
 
 SPACE = KL
 NO_PROMPT = ""  # the other half of classifier-free guidance
-
-
-def load_scheduler(base: str, **hub: Any) -> FlowMatchEulerDiscreteScheduler:
-    """Load the base model's flow-matching scheduler.
-
-    Raises:
-        OSError: there is no such model, or it can't be reached.
-    """
-    return parts.load_scheduler(FlowMatchEulerDiscreteScheduler, base, **hub)
 
 
 def load_text_pipeline(base: str, dtype: torch.dtype, **hub: Any) -> ZImagePipeline:
@@ -69,7 +55,7 @@ def encode_prompts(
     return (tokens,)
 
 
-def free_text_encoder(pipeline: ZImagePipeline) -> None:
+def free_text_encoders(pipeline: ZImagePipeline) -> None:
     """Drop Qwen3 from the pipeline and give its memory back."""
     pipeline.register_modules(text_encoder=None)
     free_memory()
@@ -97,8 +83,8 @@ class Denoiser(nn.Module):
 
 
 def to_pipeline(latents: Tensor) -> Tensor:
-    """Return starting noise (B, 16, h, w) as the pipeline's `latents` take it: in float32."""
-    return latents.float()
+    """Return starting noise (B, 16, h, w) as the pipeline's `latents` take it."""
+    return latents
 
 
 def sample_image(
@@ -107,16 +93,16 @@ def sample_image(
     prompt: str,
     resolution: int,
     num_steps: int,
-    guidance_scale: float,
     seed: int,
+    guidance_scale: float,
 ) -> Image.Image:
     """Make one square image; decodes in the VAE's own precision.
 
     Args:
+        encode: must know the prompt and NO_PROMPT.
         guidance_scale: s of pos + s (pos - neg); 0, as Turbo wants it: the prompt alone.
     """
-    with torch.no_grad():
-        (tokens,), (nothing,) = encode([prompt]), encode([NO_PROMPT])
+    (tokens,), (nothing,) = encode([prompt]), encode([NO_PROMPT])
     pipeline.set_progress_bar_config(disable=True)
     latents = pipeline(
         prompt_embeds=tokens,

@@ -20,7 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from mudi.backbones.table import BUILT_IN, ROWS, backbone_of
+from mudi.backbones.table import BUILT_IN, LISTS, ROWS, backbone_of
 from mudi.ground.errors import SetupError
 from mudi.learned_words import attached
 from mudi.lora import adapters_off
@@ -149,7 +149,35 @@ class _Distilled:
         return _towards(base, adapted, rewards)
 
 
-_KINDS: dict[str, Any] = {ROWS: _Guided, BUILT_IN: _Distilled}
+class _Listed:
+    """Z-Image's calls: of lists [c, null] the adapted network gets c; the base gets [c_base, null].
+
+    The pipeline's pos + s (pos - neg) is guidance by s + 1.
+    """
+
+    def __init__(self, pipeline: Any, prompts: list[str], scale: float, negative: str | None):
+        if scale <= 0:
+            raise SetupError("reward guidance needs a null pass: a guidance scale above 0")
+        tokens, no_tokens = pipeline.encode_prompt(
+            list(prompts), negative_prompt=[negative] * len(prompts) if negative else None
+        )
+        self.tokens, self._both = tokens[0], tokens + no_tokens
+        self._scale = scale + 1
+
+    def adapted_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        return tuple(rows[: len(rows) // 2] for rows in args), kwargs
+
+    def base_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        pictures, timesteps, _ = args
+        return (pictures * 2, timesteps.repeat(2), self._both), kwargs
+
+    def mixed(self, base: list[Tensor], adapted: list[Tensor], rewards: Tensor) -> list[Tensor]:
+        weights = rewards.unsqueeze(2) / self._scale  # (B, C, 1, h, w)
+        guided = map(_towards, base[: len(adapted)], adapted, weights)
+        return [*guided, *base[len(adapted) :]]
+
+
+_KINDS: dict[str, Any] = {ROWS: _Guided, LISTS: _Listed, BUILT_IN: _Distilled}
 
 
 def _prompted(rows: Tensor) -> Tensor:

@@ -180,7 +180,8 @@ class Sampler:
     ):
         self.pipeline = pipeline
         self.backbone = backbone_of(type(pipeline).__name__)
-        side = pipeline.default_sample_size * pipeline.vae_scale_factor
+        # Z-Image's pipeline does not say; all draw 1024 px
+        side = getattr(pipeline, "default_sample_size", 128) * pipeline.vae_scale_factor
         self.size = sampling.size or (side, side)
         unit = self.backbone.size_unit
         if any(length % unit for length in self.size):
@@ -279,7 +280,9 @@ class Sampler:
             if start is None:
                 raise SamplingError("a reward for each subject needs their places: give a gamma")
             masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
-            elsewhere = 1.0 if self.backbone.guidance == BUILT_IN else self._guidance_scale
+            elsewhere = 1.0
+            if self.backbone.guidance != BUILT_IN:
+                elsewhere += self._guidance_scale - self.backbone.unguided
             reward = reward_map([reward[p.subject] for p in start.photos], masks, elsewhere)
         return torch.zeros(self._latent_shape) + reward
 
@@ -293,7 +296,8 @@ class Sampler:
             masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
             mask = masks.sum(0)[None, None]
             gamma = _gamma(shot, start, masks)
-        return mean_shifted_noise(latents.to(self._denoiser.dtype), mask, gamma, generator)
+        dtype = torch.float32 if self.backbone.float_noise else self._denoiser.dtype
+        return mean_shifted_noise(latents.to(dtype), mask, gamma, generator)
 
 
 def _gamma(shot: Shot, start: Start, masks: Tensor) -> float | Tensor:

@@ -211,9 +211,9 @@ def reward_complaints(
         complaints.append("needs a --lora of a scale other than 0, whose pull it sets")
     if not args.instance_data_dir:
         complaints.append("needs --instance_data_dir: the base is asked without the names there")
-    built_in = backbone.guidance == BUILT_IN
-    if not built_in and args.guidance_scale is not None and args.guidance_scale <= 1:
-        complaints.append(f"needs a --guidance_scale above 1, not {args.guidance_scale}")
+    scale, least = args.guidance_scale, backbone.unguided
+    if backbone.guidance != BUILT_IN and scale is not None and scale <= least:
+        complaints.append(f"needs a --guidance_scale above {least:g}, not {scale}")
     if isinstance(reward, dict) and gamma == 0:
         complaints.append("one number a subject needs places: give one for all, or a --gamma")
     return [f"--reward_guidance: {complaint}" for complaint in complaints]
