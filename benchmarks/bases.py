@@ -12,12 +12,35 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    FluxPipeline,
+    FluxTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 
 from benchmarks.common import ROOT
 from benchmarks.parts import swapped
-from benchmarks.published import FLUX, FLUX_SCHEDULER, SDXL, SDXL_SCHEDULER, Network
-from mini.tiny import FAMILIES, FLUX_CHANNELS, TEXT_WIDTH, clip_tokenizer, t5_tokenizer, tiny_flux
+from benchmarks.published import (
+    FLUX,
+    FLUX_SCHEDULER,
+    SDXL,
+    SDXL_SCHEDULER,
+    ZIMAGE,
+    ZIMAGE_SCHEDULER,
+    Network,
+)
+from mini.tiny import (
+    FAMILIES,
+    FLUX_CHANNELS,
+    QWEN_WIDTH,
+    TEXT_WIDTH,
+    clip_tokenizer,
+    qwen_tokenizer,
+    t5_tokenizer,
+    tiny_flux,
+    tiny_zimage,
+)
 from mudi.backbones import parts, table
 from mudi.pictures.pipelines import default_dtype, load_pipeline
 
@@ -38,6 +61,21 @@ def mini_flux() -> FluxPipeline:
         pooled_projection_dim=TEXT_WIDTH,
         guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
+    )
+    return pipeline
+
+
+def mini_zimage() -> ZImagePipeline:
+    """Build a random Z-Image with a transformer about as large as the miniature's UNet."""
+    pipeline = tiny_zimage()
+    pipeline.transformer = ZImageTransformer2DModel(
+        dim=192,
+        n_layers=8,
+        n_refiner_layers=1,
+        n_heads=6,
+        n_kv_heads=6,
+        cap_feat_dim=QWEN_WIDTH,
+        axes_dims=(8, 12, 12),
     )
     return pipeline
 
@@ -64,10 +102,15 @@ def _clip_and_t5() -> dict[str, Any]:
     return {"tokenizer": clip_tokenizer(), "tokenizer_2": t5_tokenizer()}
 
 
-PUBLISHED: dict[str, dict[str, Network]] = {"sdxl": SDXL, "flux": FLUX}
+def _qwen() -> dict[str, Any]:
+    return {"tokenizer": qwen_tokenizer()}
+
+
+PUBLISHED: dict[str, dict[str, Network]] = {"sdxl": SDXL, "flux": FLUX, "zimage": ZIMAGE}
 LIGHT = {
     "sdxl": Light(_two_clips, SDXL_SCHEDULER, None),
     "flux": Light(_clip_and_t5, FLUX_SCHEDULER, mini_flux),
+    "zimage": Light(_qwen, ZIMAGE_SCHEDULER, mini_zimage),
 }
 
 
