@@ -21,6 +21,7 @@ from mudi.ground.flags import (
     range_complaints,
     text_complaints,
 )
+from mudi.ground.lora_families import family_of
 from mudi.ground.lora_outline import LoraFileError, family_complaint, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
@@ -84,6 +85,10 @@ def _model_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     complaints += _kind_complaints(other_flag, args.validation_model or "", backbone)
     if args.validation_model and not args.validation_prompt:
         complaints.append(f"{other_flag} draws --validation_prompt, and there is none")
+    if args.train_text_encoder and not family_of(pipeline=backbone.pipeline).parts[1:]:
+        complaints.append(
+            f"--train_text_encoder: {backbone.title}'s pipeline loads no LoRA for it; leave it out"
+        )
     return complaints
 
 

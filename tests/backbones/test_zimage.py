@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ZImagePipeline
@@ -15,6 +16,7 @@ from mudi import denoising, lora
 from mudi.backbones import zimage
 from mudi.denoising import denoising_errors
 from mudi.latents import encode_images
+from mudi.pictures.sampling import Sampler, Sampling, Shot
 
 PROMPTS = ["a olis robot", "a robot"]
 NOTHING = torch.zeros(2, 0)
@@ -163,3 +165,32 @@ def test_without_adapters_it_is_the_base_bit_for_bit(zimage_backbone, tmp_path, 
             plain = denoising_errors(base, task)
     assert torch.equal(reference, plain)
     assert not torch.allclose(adapted, plain, rtol=1e-3)
+
+
+def test_half_precision_starts_from_the_noise_that_the_pipeline_draws(zimage_backbone):
+    """That is float32's, whatever the network's precision."""
+    pipeline = ZImagePipeline.from_pretrained(zimage_backbone.base, dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    sampler = Sampler(pipeline, Sampling(size=(96, 64), steps=2))
+    [ours] = sampler.draw([Shot(PROMPTS[0], seed=5)])
+    [plain] = pipeline(
+        PROMPTS[0], width=96, height=64, num_inference_steps=2,
+        generator=torch.Generator().manual_seed(5),
+    ).images  # fmt: skip
+    assert ours.image.tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize(("on_turbo", "guidance"), [(False, 4.0), (True, 0.0)])
+def test_a_validation_picture_is_the_stock_pipelines(
+    zimage_backbone, tmp_path, stock, on_turbo, guidance
+):
+    more = f"--validation_model {zimage_backbone.base}" if on_turbo else ""
+    _, models = zimage_backbone.loaded(
+        tmp_path, "--validation_prompt dog --num_validation_inference_steps 2", more
+    )
+    [plain] = stock(
+        "dog", height=64, width=64, num_inference_steps=2, guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(9),
+    ).images  # fmt: skip
+    difference = np.asarray(models.sample(9)).astype(int) - np.asarray(plain)
+    assert abs(difference).max() <= 1
