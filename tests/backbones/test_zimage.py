@@ -1,6 +1,7 @@
 """Z-Image's arithmetic against its stock pipeline's and diffusers' training script's."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,17 @@ from diffusers.training_utils import (
     compute_density_for_timestep_sampling,
     compute_loss_weighting_for_sd3,
 )
+from safetensors.torch import load_file, save_file
 from training import move_weights
 
 from mudi import denoising, lora
 from mudi.backbones import zimage
+from mudi.backbones.table import BACKBONES
 from mudi.denoising import denoising_errors
+from mudi.ground.lora_names import DOWN
 from mudi.latents import encode_images
+from mudi.lora_files import split
+from mudi.pictures.loras import lora_outlines
 from mudi.pictures.sampling import Sampler, Sampling, Shot
 
 PROMPTS = ["a olis robot", "a robot"]
@@ -194,3 +200,46 @@ def test_a_validation_picture_is_the_stock_pipelines(
     ).images  # fmt: skip
     difference = np.asarray(models.sample(9)).astype(int) - np.asarray(plain)
     assert abs(difference).max() <= 1
+
+
+def test_its_loras_are_known_by_all_names_and_told_from_the_others(zimage_backbone, tmp_path):
+    """Ours, ComfyUI's with q, k and v fused, ai-toolkit's, musubi-tuner's."""
+    _, models = zimage_backbone.loaded(tmp_path)
+    move_weights(models)
+    [(part, state)] = lora.adapter_weights(models.adapted).items()
+    toolkit, musubi = tmp_path / "toolkit.safetensors", tmp_path / "musubi.safetensors"
+    save_file({f"diffusion_model.{key}": value for key, value in state.items()}, toolkit)
+    flat = {}
+    for key, value in state.items():
+        layer, tensor = split(key)
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        flat[f"{name}.{'lora_down' if tensor == DOWN else 'lora_up'}.weight"] = value
+        flat[f"{name}.alpha"] = torch.tensor(2.0)
+    save_file(flat, musubi)
+    ours = lora.save_lora(tmp_path, ZImagePipeline, models.adapted)
+    comfys = lora.save_kohya(tmp_path, models.adapted)
+    assert "lora_unet_layers_1_attention_qkv.lora_up.weight" in load_file(comfys)
+    for file in (ours, comfys, toolkit, musubi):
+        torch.testing.assert_close(lora.read_lora(file), {part: state}, rtol=0, atol=0)
+        for name, backbone in BACKBONES.items():
+            problems: list[str] = []
+            lora_outlines([str(file)], backbone, problems)
+            assert len(problems) == (name != "zimage"), (file, problems)
+            assert not problems or "a LoRA of Z-Image, and the base model is" in problems[0]
+
+
+@pytest.mark.parametrize("other", ["sdxl", "flux", "klein"])
+def test_loras_and_folders_of_the_others_are_one_line(zimage_backbone, request, tmp_path, other):
+    backbone = request.getfixturevalue(f"{other}_backbone")
+    _, models = backbone.loaded(tmp_path / "out")
+    for file in (
+        lora.save_lora(tmp_path, backbone.pipeline_class, models.adapted),
+        lora.save_kohya(tmp_path, models.adapted),
+    ):
+        with pytest.raises(SystemExit, match=r"--resume_lora .* is Z-Image") as stopped:
+            zimage_backbone.train(tmp_path / "out", f"--resume_lora {file}")
+        assert len(str(stopped.value).splitlines()) == 1
+    with pytest.raises(SystemExit, match=f"a {backbone.pipeline_class.__name__}; this script"):
+        replace(zimage_backbone, base=backbone.base).train(tmp_path / "out")
+    with pytest.raises(SystemExit, match="a ZImagePipeline; this script"):
+        replace(backbone, base=zimage_backbone.base).train(tmp_path / "out")
