@@ -21,6 +21,7 @@ from mudi.ground.flags import (
     range_complaints,
     text_complaints,
 )
+from mudi.ground.lora_families import family_of
 from mudi.ground.lora_outline import LoraFileError, family_complaint, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
@@ -82,6 +83,8 @@ def _model_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     complaints = [f"{base_flag} is missing: a base model's folder or hub id"] * (not args.base)
     complaints += _kind_complaints(base_flag, args.base, backbone)
     complaints += _kind_complaints(other_flag, args.validation_model or "", backbone)
+    if args.train_text_encoder and len(family_of(pipeline=backbone.pipeline).parts) == 1:
+        complaints.append(f"--train_text_encoder: {backbone.title}'s LoRAs have no part for it")
     if args.validation_model and not args.validation_prompt:
         complaints.append(f"{other_flag} draws --validation_prompt, and there is none")
     return complaints

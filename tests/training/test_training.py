@@ -96,9 +96,7 @@ def test_prior_preservation_alone_trains_without_dco(backbone, tmp_path, prior_f
 
 @pytest.mark.parametrize("more", ["--mixed_precision bf16", "--mixed_precision bf16 --use_dora"])
 def test_half_precision_keeps_the_adapters_in_float32(backbone, tmp_path, more):
-    if backbone.text_encoders:
-        more += " --train_text_encoder"
-    backbone.train(tmp_path, more, "--max_train_steps 2 --validation_prompt x",
+    backbone.train(tmp_path, more, "--max_train_steps 2 --train_text_encoder --validation_prompt x",
         "--num_validation_images 1 --num_validation_inference_steps 1 --checkpointing_steps 2",
     )  # fmt: skip
     state = lora_of(tmp_path / "checkpoint-2")
