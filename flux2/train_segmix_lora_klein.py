@@ -161,10 +161,9 @@ def train(
         passes.clear()
         if not accelerator.optimizer_step_was_skipped:
             training.lr_scheduler.step()
+        parts = (Flux2KleinPipeline, models.adapted)
         with log.paused():
-            saving.save_if_due(
-                accelerator, args, plan.record, Flux2KleinPipeline, models.adapted, step
-            )
+            saving.save_if_due(accelerator, args, plan.record, *parts, step)
             runtime.validate_if_due(accelerator, args, plan, models, step)
     log.close()
 

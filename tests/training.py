@@ -45,8 +45,11 @@ class Backbone:
     more: str = ""  # flags that keep it quick
 
     def flags(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
-        """Return a small run's command line; `more` overrides."""
-        return [
+        """Return a small run's command line; `more` overrides.
+
+        A base whose text encoders are not trained goes without --train_text_encoder.
+        """
+        words = [
             f"--pretrained_model_name_or_path={self.base}",
             f"--instance_data_dir={data}",
             f"--output_dir={output_dir}",
@@ -54,6 +57,8 @@ class Backbone:
             *self.more.split(),
             *(word for text in more for word in text.split()),
         ]
+        unknown = {"--train_text_encoder"} if not self.text_encoders else set()
+        return [word for word in words if word not in unknown]
 
     def run(self, words: list[str]) -> Namespace:
         """Run the script as `accelerate launch` would on one CPU process."""

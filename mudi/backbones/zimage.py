@@ -42,17 +42,25 @@ def load_vae(base: str, **hub: Any) -> AutoencoderKL:
 def encode_prompts(
     pipeline: ZImagePipeline, max_sequence_length: int, prompts: list[str]
 ) -> tuple[list[Tensor]]:
-    """Encode prompts with Qwen3's last state but one: a list of (T, D), without padding.
+    """Encode prompts with Qwen3's last state but one: a list of (T, D).
 
-    They go in by its chat template, which counts among max_sequence_length.
+    Each goes in by itself, in the chat template. The pipeline pads them and cuts the padding's
+    states away; as Qwen3 looks back only, those of the words are the same without.
     """
-    tokens, _ = pipeline.encode_prompt(
-        list(prompts),  # it writes the templates into the list it gets
-        device=pipeline.text_encoder.device,
-        do_classifier_free_guidance=False,
-        max_sequence_length=max_sequence_length,
+    return ([_encode(pipeline, max_sequence_length, prompt) for prompt in prompts],)
+
+
+def _encode(pipeline: ZImagePipeline, max_sequence_length: int, prompt: str) -> Tensor:
+    chat = pipeline.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=True,
     )
-    return (tokens,)
+    ids = pipeline.tokenizer(chat, truncation=True, max_length=max_sequence_length).input_ids
+    encoder = pipeline.text_encoder
+    tokens = torch.tensor([ids], device=encoder.device)
+    return encoder(tokens, output_hidden_states=True, use_cache=False).hidden_states[-2][0]
 
 
 def free_text_encoders(pipeline: ZImagePipeline) -> None:

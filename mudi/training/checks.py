@@ -83,12 +83,10 @@ def _model_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     complaints = [f"{base_flag} is missing: a base model's folder or hub id"] * (not args.base)
     complaints += _kind_complaints(base_flag, args.base, backbone)
     complaints += _kind_complaints(other_flag, args.validation_model or "", backbone)
+    if args.train_text_encoder and len(family_of(pipeline=backbone.pipeline).parts) == 1:
+        complaints.append(f"--train_text_encoder: {backbone.title}'s LoRAs have no part for it")
     if args.validation_model and not args.validation_prompt:
         complaints.append(f"{other_flag} draws --validation_prompt, and there is none")
-    if args.train_text_encoder and not family_of(pipeline=backbone.pipeline).parts[1:]:
-        complaints.append(
-            f"--train_text_encoder: {backbone.title}'s pipeline loads no LoRA for it; leave it out"
-        )
     return complaints
 
 

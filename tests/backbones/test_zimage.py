@@ -61,18 +61,20 @@ def test_latents_are_the_scripts_mode_shifted_and_scaled(stock):
 
 
 def test_prompts_are_the_pipelines_without_padding(zimage_backbone, tmp_path, stock):
-    """And the list that is handed in stays as it is; diffusers writes its templates into it."""
-    given = list(PROMPTS)
+    """Also one that is cut off."""
+    _, models = zimage_backbone.loaded(tmp_path)
+    (kept,) = models.denoiser._encode(PROMPTS)  # from the table
+    cut = ["a very long prompt" * 30]
     with torch.no_grad():
         theirs, _ = stock.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
-        (ours,) = zimage.encode_prompts(stock, 512, given)
-    assert given == PROMPTS
-    assert len({len(tokens) for tokens in ours}) == 2
-    assert all(map(torch.equal, ours, theirs))
-    _, models = zimage_backbone.loaded(tmp_path)  # from the table, each encoded by itself
-    (kept,) = models.denoiser._encode(PROMPTS)
-    for found, wanted in zip(kept, theirs, strict=True):
+        (ours,) = zimage.encode_prompts(stock, 64, cut)
+        whole, _ = stock.encode_prompt(
+            list(cut), do_classifier_free_guidance=False, max_sequence_length=64
+        )
+    assert len({len(tokens) for tokens in kept}) == 2
+    for found, wanted in zip([*kept, *ours], [*theirs, *whole], strict=True):
         torch.testing.assert_close(found, wanted)
+    assert len(ours[0]) == 64
 
 
 def test_our_velocity_is_what_the_stock_pipeline_steps_by(zimage_backbone, tmp_path, stock):
