@@ -240,7 +240,7 @@ def test_loras_and_folders_of_the_others_are_one_line(zimage_backbone, request, 
     ):
         with pytest.raises(SystemExit, match=r"--resume_lora .* is Z-Image") as stopped:
             zimage_backbone.train(tmp_path / "out", f"--resume_lora {file}")
-        assert len(str(stopped.value).splitlines()) == 1
+        assert str(stopped.value).startswith("1 problem; nothing was loaded")
     with pytest.raises(SystemExit, match=f"a {backbone.pipeline_class.__name__}; this script"):
         replace(zimage_backbone, base=backbone.base).train(tmp_path / "out")
     with pytest.raises(SystemExit, match="a ZImagePipeline; this script"):
