@@ -9,9 +9,8 @@ MODEL_NAME=Tongyi-MAI/Z-Image               # a folder or a hub id; train on the
 USED_ON=Tongyi-MAI/Z-Image-Turbo            # ... and look at the model that the LoRA is for
 DATASET_NAME=robot_and_teddy
 VAL_PROMPT="a photo of a olis robot and a hta teddy bear on a bench in a park"
-# USED_ON's transformer stays loaded beside the one that trains (3 GB in nf4, 12 in bf16): leave
-# --validation_model and the two flags after it out where there is no room. What a run needs:
-# add --dry_run.
+# This takes 12 GB, simulated (add --dry_run): USED_ON's transformer stays loaded beside the one that
+# trains. Without --validation_model and the two flags after it, 8 GB do.
 
 accelerate launch zimage/train_segmix_lora_zimage.py \
     --pretrained_model_name_or_path="$MODEL_NAME" --mixed_precision="bf16" \

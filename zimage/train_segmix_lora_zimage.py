@@ -28,7 +28,7 @@ class ZImageArgs(TrainingArgs, FlowMatching):
     )
     encode_on_cpu: bool = flag(
         False,
-        "run Qwen3 on the CPU at the start, where the GPU has no 8 GB for it (slow)",
+        "run Qwen3 on the CPU at the start, where the GPU has no 9 GB for it (slow)",
         on_resume=FREE,
     )
 
