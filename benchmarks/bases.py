@@ -12,12 +12,34 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 
 from benchmarks.common import ROOT
 from benchmarks.parts import swapped
-from benchmarks.published import FLUX, FLUX_SCHEDULER, SDXL, SDXL_SCHEDULER, Network
-from mini.tiny import FAMILIES, FLUX_CHANNELS, TEXT_WIDTH, clip_tokenizer, t5_tokenizer, tiny_flux
+from benchmarks.published import (
+    FLUX,
+    FLUX_SCHEDULER,
+    KLEIN,
+    KLEIN_SCHEDULER,
+    SDXL,
+    SDXL_SCHEDULER,
+    Network,
+)
+from mini.tiny import (
+    FAMILIES,
+    FLUX_CHANNELS,
+    TEXT_WIDTH,
+    clip_tokenizer,
+    qwen_tokenizer,
+    t5_tokenizer,
+    tiny_flux,
+    tiny_klein,
+)
 from mudi.backbones import parts, table
 from mudi.pictures.pipelines import default_dtype, load_pipeline
 
@@ -39,6 +61,16 @@ def mini_flux() -> FluxPipeline:
         guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
     )
+    return pipeline
+
+
+def mini_klein() -> Flux2KleinPipeline:
+    """Build a random FLUX.2-klein with a transformer about as large as the miniature's UNet."""
+    pipeline = tiny_klein()
+    config = dict(pipeline.transformer.config)
+    wider = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 32}
+    wider |= {"num_attention_heads": 4, "axes_dims_rope": (8, 8, 8, 8)}
+    pipeline.transformer = Flux2Transformer2DModel.from_config({**config, **wider})
     return pipeline
 
 
@@ -64,10 +96,15 @@ def _clip_and_t5() -> dict[str, Any]:
     return {"tokenizer": clip_tokenizer(), "tokenizer_2": t5_tokenizer()}
 
 
-PUBLISHED: dict[str, dict[str, Network]] = {"sdxl": SDXL, "flux": FLUX}
+def _qwen() -> dict[str, Any]:
+    return {"tokenizer": qwen_tokenizer()}
+
+
+PUBLISHED: dict[str, dict[str, Network]] = {"sdxl": SDXL, "flux": FLUX, "klein": KLEIN}
 LIGHT = {
     "sdxl": Light(_two_clips, SDXL_SCHEDULER, None),
     "flux": Light(_clip_and_t5, FLUX_SCHEDULER, mini_flux),
+    "klein": Light(_qwen, KLEIN_SCHEDULER, mini_klein),
 }
 
 

@@ -142,6 +142,12 @@ class SegMix:
         nargs="+",
         metavar="ID=SCALE",
     )
+    caption_boxes: bool = flag(
+        False,
+        "an experiment, untried on real weights: a collage's prompt ends in its subjects' boxes, "
+        "as models read layouts; the text encoder then stays loaded and encodes every collage's "
+        "prompt anew (FLUX.2-klein)",
+    )
     soft_alpha: float = flag(
         1.0,
         "weight of a collage's background in the loss, 0 (subjects only) to 1 (no masking)",
@@ -355,10 +361,10 @@ class FlowMatching:
     logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
     mode_scale: float = flag(1.29, "of the mode scheme")
 
-    @property
-    def density(self) -> tuple[str, float, float, float]:
-        """What `mudi.backbones.flow.FlowSchedule` takes."""
-        return self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale
+
+def density(args: FlowMatching) -> tuple[str, float, float, float]:
+    """Return what `mudi.backbones.flow.FlowSchedule` takes."""
+    return args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale
 
 
 def trackers(report_to: str) -> list[str]:

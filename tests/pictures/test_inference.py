@@ -69,7 +69,7 @@ SMALL = Sampling(size=(96, 64), steps=2)
 def test_gamma_0_is_plain_diffusers_pixel_for_pixel(backbone, subjects, scheduler):
     pipeline = loaded(backbone)
     if scheduler and backbone.denoiser == "transformer":
-        with pytest.raises(SamplingError, match="FLUX.* has its own scheduler"):
+        with pytest.raises(SamplingError, match=r"FLUX.* has its own scheduler"):
             set_scheduler(pipeline, scheduler)
         return
     if scheduler:
