@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mudi import segmix
 from mudi.ground.devices import on_gpu
 from mudi.ground.sheets import contact_sheet, outline
-from mudi.images import load_mask, load_rgb
+from mudi.images import Box, load_mask, load_rgb
 from mudi.metadata import Photo, Subjects
 from mudi.segmix import Cutout, SegMixStyle
 
