@@ -1,4 +1,4 @@
-"""The flags that both training scripts have, and what they mean. Knows no torch."""
+"""The flags that all training scripts have, and what they mean. Knows no torch."""
 
 import os
 from dataclasses import dataclass, field
@@ -163,7 +163,7 @@ class Loss:
     dco_beta: float | None = flag(
         None,
         "strength of the DCO loss, which ties the subjects to the base model; 0: plain squared "
-        "error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; FLUX: 0)",
+        "error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; else 0)",
         at_least=0,
     )
     with_prior_preservation: bool = flag(False, "train half of every step on class pictures")
@@ -277,7 +277,7 @@ class Output:
     )
     save_precision: str | None = flag(
         None,
-        "of the LoRA files, not of resumable states; unset: fp16 for SDXL, bf16 for FLUX",
+        "of the LoRA files, not of resumable states; unset: fp16 for SDXL, else bf16",
         choices=tuple(SAVE_PRECISIONS),
         on_resume=FREE,
     )
@@ -345,7 +345,7 @@ class Refused:
 
 @dataclass
 class TrainingArgs(Model, Data, SegMix, Loss, Training, Optimizer, Output, Refused):
-    """What both training scripts take."""
+    """What all training scripts take."""
 
 
 @dataclass
