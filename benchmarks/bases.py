@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     ZImagePipeline,
@@ -24,6 +26,8 @@ from benchmarks.parts import swapped
 from benchmarks.published import (
     FLUX,
     FLUX_SCHEDULER,
+    KLEIN,
+    KLEIN_SCHEDULER,
     SDXL,
     SDXL_SCHEDULER,
     ZIMAGE,
@@ -39,6 +43,7 @@ from mini.tiny import (
     qwen_tokenizer,
     t5_tokenizer,
     tiny_flux,
+    tiny_klein,
     tiny_zimage,
 )
 from mudi.backbones import parts, table
@@ -62,6 +67,16 @@ def mini_flux() -> FluxPipeline:
         guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
     )
+    return pipeline
+
+
+def mini_klein() -> Flux2KleinPipeline:
+    """Build a random FLUX.2-klein with a transformer about as large as the miniature's UNet."""
+    pipeline = tiny_klein()
+    config = dict(pipeline.transformer.config)
+    wider = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 32}
+    wider |= {"num_attention_heads": 4, "axes_dims_rope": (8, 8, 8, 8)}
+    pipeline.transformer = Flux2Transformer2DModel.from_config({**config, **wider})
     return pipeline
 
 
@@ -106,10 +121,16 @@ def _qwen() -> dict[str, Any]:
     return {"tokenizer": qwen_tokenizer()}
 
 
-PUBLISHED: dict[str, dict[str, Network]] = {"sdxl": SDXL, "flux": FLUX, "zimage": ZIMAGE}
+PUBLISHED: dict[str, dict[str, Network]] = {
+    "sdxl": SDXL,
+    "flux": FLUX,
+    "klein": KLEIN,
+    "zimage": ZIMAGE,
+}
 LIGHT = {
     "sdxl": Light(_two_clips, SDXL_SCHEDULER, None),
     "flux": Light(_clip_and_t5, FLUX_SCHEDULER, mini_flux),
+    "klein": Light(_qwen, KLEIN_SCHEDULER, mini_klein),
     "zimage": Light(_qwen, ZIMAGE_SCHEDULER, mini_zimage),
 }
 

@@ -38,6 +38,7 @@ REAL = {
     "--rank=32 --learning_rate=1e-4",
     "flux": "--resolution=512 --train_batch_size=1 --gradient_accumulation_steps=4 "
     "--rank=32 --learning_rate=3e-4 --guidance_scale=1",
+    "klein": "--resolution=512 --train_batch_size=1 --gradient_accumulation_steps=4 --rank=32",
     "zimage": "--resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=4 --rank=32",
 }
 SETTINGS = {

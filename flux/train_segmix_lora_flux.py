@@ -15,7 +15,7 @@ holds the published run, README.md and --help the rest. On a small GPU add --qua
 from dataclasses import dataclass
 
 from mudi.ground.flags import FREE, flag, parse
-from mudi.training.args import FlowMatching, TrainingArgs
+from mudi.training.args import FlowMatching, TrainingArgs, density
 
 
 @dataclass
@@ -97,7 +97,7 @@ def load_models(args: FluxArgs, accelerator: Accelerator, prompts: list[str]) ->
 
     base_flag = "--pretrained_model_name_or_path"
     with loading(base_flag, base):
-        schedule = flow.FlowSchedule(flow.load_scheduler(base, **hub), *args.density)
+        schedule = flow.FlowSchedule(flow.load_scheduler(base, **hub), *density(args))
         vae = flux.load_vae(base, **hub).to(device)
         pipeline = flux.load_text_pipeline(base, dtype, **hub)
     pipeline.to("cpu" if args.encode_on_cpu else device)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
+from cachetools import LRUCache
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -115,6 +116,9 @@ class PromptTable:
     def __call__(self, prompts: list[str]) -> Embeddings:
         return joined(list(map(self._look_up, prompts)))
 
+    def __contains__(self, prompt: str) -> bool:
+        return prompt in self._entries
+
     def _look_up(self, prompt: str) -> Embeddings:
         entry = self._entries[prompt]
         if all(tensor.device.type == self._device.type for tensor in _tensors(entry)):
@@ -125,6 +129,29 @@ class PromptTable:
             self._room -= size
             self._entries[prompt] = moved
         return moved
+
+
+class LivePrompts:
+    """Looks up the prompts of a table, and encodes any other when it comes, with a frozen encoder.
+
+    Each by itself, so that what it gives hangs on no other; the last few are kept, as DCO asks
+    twice.
+    """
+
+    def __init__(self, table: PromptTable, encode: PromptEncoder, kept: int = 16):
+        self._table, self._encode = table, encode
+        self._last: LRUCache = LRUCache(kept)
+
+    def __call__(self, prompts: list[str]) -> Embeddings:
+        return joined(list(map(self._look_up, prompts)))
+
+    def _look_up(self, prompt: str) -> Embeddings:
+        if prompt in self._table:
+            return self._table([prompt])
+        if prompt not in self._last:
+            with torch.no_grad():
+                self._last[prompt] = self._encode([prompt])
+        return self._last[prompt]
 
 
 def joined(prompts: Sequence[Embeddings]) -> Embeddings:

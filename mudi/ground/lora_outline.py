@@ -30,7 +30,7 @@ _FOREIGN = {
     r"dora_scale": "a DoRA in kohya's form, of which each program has its own reading; give the "
     f"one that diffusers loads ({WEIGHTS_NAME}), or a plain LoRA",
     r"lora_mid\.": "a LoRA with Tucker cores, which are not supported; save it without (CP) cores",
-    r"^lora_te_": "a LoRA of Stable Diffusion 1.5 or 2; SDXL and FLUX have other layers",
+    r"^lora_te_": "a LoRA of Stable Diffusion 1.5 or 2; those known here have other layers",
     r"^lora_te3_|^text_encoder_[23]\..*(SelfAttention|DenseReluDense)": "adapts the T5 text "
     "encoder, which stays as it is here; leave its keys out",
     r"norm\.(key|query)_norm|lora_B\.bias|\.(diff|diff_b|set_weight)$": "a control LoRA of Black "

@@ -1,4 +1,4 @@
-"""The flags that both training scripts have, and what they mean. Knows no torch."""
+"""The flags that all training scripts have, and what they mean. Knows no torch."""
 
 import os
 from dataclasses import dataclass, field
@@ -142,6 +142,12 @@ class SegMix:
         nargs="+",
         metavar="ID=SCALE",
     )
+    caption_boxes: bool = flag(
+        False,
+        "an experiment, untried on real weights: a collage's prompt ends in its subjects' boxes, "
+        "as models read layouts; the text encoder then stays loaded and encodes every collage's "
+        "prompt anew (FLUX.2-klein)",
+    )
     soft_alpha: float = flag(
         1.0,
         "weight of a collage's background in the loss, 0 (subjects only) to 1 (no masking)",
@@ -157,7 +163,7 @@ class Loss:
     dco_beta: float | None = flag(
         None,
         "strength of the DCO loss, which ties the subjects to the base model; 0: plain squared "
-        "error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; FLUX: 0)",
+        "error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; else 0)",
         at_least=0,
     )
     with_prior_preservation: bool = flag(False, "train half of every step on class pictures")
@@ -271,7 +277,7 @@ class Output:
     )
     save_precision: str | None = flag(
         None,
-        "of the LoRA files, not of resumable states; unset: fp16 for SDXL, bf16 for FLUX",
+        "of the LoRA files, not of resumable states; unset: fp16 for SDXL, else bf16",
         choices=tuple(SAVE_PRECISIONS),
         on_resume=FREE,
     )
@@ -339,7 +345,7 @@ class Refused:
 
 @dataclass
 class TrainingArgs(Model, Data, SegMix, Loss, Training, Optimizer, Output, Refused):
-    """What both training scripts take."""
+    """What all training scripts take."""
 
 
 @dataclass
@@ -355,10 +361,10 @@ class FlowMatching:
     logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
     mode_scale: float = flag(1.29, "of the mode scheme")
 
-    @property
-    def density(self) -> tuple[str, float, float, float]:
-        """What `mudi.backbones.flow.FlowSchedule` takes."""
-        return self.weighting_scheme, self.logit_mean, self.logit_std, self.mode_scale
+
+def density(args: FlowMatching) -> tuple[str, float, float, float]:
+    """Return what `mudi.backbones.flow.FlowSchedule` takes."""
+    return args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale
 
 
 def trackers(report_to: str) -> list[str]:

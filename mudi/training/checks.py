@@ -66,6 +66,7 @@ def check_args(args: TrainingArgs, backbone: Backbone) -> list[str]:
         *_start_complaints(args, backbone),
         *_word_complaints(args, backbone),
         *_data_complaints(args, backbone.size_unit),
+        *_box_complaints(args, backbone),
         *_optimizer_complaints(args),
         *_output_complaints(args),
     ]
@@ -141,6 +142,18 @@ def _word_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
         return []
     file = words_file(Path(args.resume_lora))
     return [f"--resume_lora: {file} are learned words; pass --learn_words"] if file else []
+
+
+def _box_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
+    if not args.caption_boxes:
+        return []
+    if not backbone.style.reads_boxes:
+        return [f"--caption_boxes: {backbone.title}'s prompts carry no boxes; leave it out"]
+    if args.mix == "cutmix":
+        return ["--caption_boxes are of subjects cut out: not with --mix cutmix"]
+    if getattr(args, "encode_on_cpu", False):
+        return ["--caption_boxes encodes prompts in every step: leave --encode_on_cpu out"]
+    return []
 
 
 def _data_complaints(args: TrainingArgs, multiple_of: int) -> list[str]:

@@ -292,7 +292,7 @@ def table(args: TrainingArgs, backbone: Backbone, need: Need, num_prompts: int) 
         ("optimizer's states", need.optimizer),
         ("gradients between passes", need.gradients),
         ("VAE", need.vae),
-        (f"prompts ({num_prompts})", need.prompts),
+        (f"prompts ({num_prompts}){', encoder' if args.caption_boxes else ''}", need.prompts),
         ("a step's activations, at most", need.step),
         ("peak", need.peak),
         ("of it until the first step", need.loading),

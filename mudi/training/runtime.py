@@ -202,6 +202,7 @@ def sample_options(
         num_crops=CACHED_CROPS if args.cache_latents else None,
         mix=args.mix,
         pool=pool,
+        caption_boxes=args.caption_boxes,
     )
 
 

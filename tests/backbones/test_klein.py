@@ -1,5 +1,7 @@
 """FLUX.2-klein's arithmetic against the stock pipeline's own methods, and its LoRA's files."""
 
+import json
+
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
@@ -7,13 +9,15 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3
 from safetensors.torch import load_file, save_file
 from training import move_weights
 
-from mudi import lora
+from mudi import denoising, lora
 from mudi.backbones import klein
 from mudi.data import to_float
 from mudi.denoising import make_task, training_loss
 from mudi.ground.lora_outline import outline
+from mudi.images import Box
 from mudi.latents import decode_latents, encode_images
 from mudi.losses import latent_weight
+from mudi.segmix import box_rows
 
 PROMPTS = ["a olis robot", "a robot"]
 BITWISE = {"rtol": 0, "atol": 0}
@@ -190,3 +194,45 @@ def test_what_klein_has_not_is_told(klein_backbone, tmp_path):
         words = klein_backbone.flags(tmp_path)
         with pytest.raises(SystemExit, match=told):
             klein_backbone.run([*words, *more.split()])
+
+
+# --caption_boxes
+
+
+def test_a_collages_boxes_go_into_its_prompt_as_rows(klein_backbone, tmp_path, monkeypatch):
+    """Each collage's prompt is encoded by itself, once a pass; photos' are looked up."""
+    asked, seen = [], []
+    encode, errors = klein.encode_prompts, denoising.denoising_errors
+    monkeypatch.setattr(
+        klein, "encode_prompts", lambda p, n, texts: asked.extend(texts) or encode(p, n, texts)
+    )
+    monkeypatch.setattr(
+        denoising, "denoising_errors", lambda d, task: seen.extend(task.prompts) or errors(d, task)
+    )
+    more = "--caption_boxes --segmix_prob 0.5 --train_batch_size 4 --max_sequence_length 200"
+    klein_backbone.train(tmp_path, more, "--max_train_steps 2 --dco_beta 10")
+    collages = [prompt for prompt in dict.fromkeys(seen) if prompt.endswith("}]")]
+    assert 2 <= len(collages) < 8 and len(seen) == 16
+    assert all(asked.count(prompt) == 1 for prompt in seen)
+    for prompt in collages:
+        text, _, rows = prompt.partition(" [")
+        assert text.startswith("A sticker collage") and text.endswith("background.")
+        for row in json.loads(f"[{rows}"):
+            top, left, bottom, right = row["bbox"]
+            assert 0 <= top < bottom <= 1000 and 0 <= left < right <= 1000
+            assert row["desc"] in text
+
+
+def test_boxes_are_rows_of_a_thousandth_by_hand():
+    rows = box_rows([("olis robot", Box(left=16, top=8, right=32, bottom=64))], 64)
+    assert rows == '[{"bbox": [125, 250, 1000, 500], "desc": "olis robot"}]'
+
+
+def test_boxes_that_no_prompt_can_carry_are_told(flux_backbone, klein_backbone, tmp_path):
+    for backbone, more, told in (
+        (flux_backbone, "", "--caption_boxes: FLUX's prompts carry no boxes"),
+        (klein_backbone, "--mix cutmix", "not with --mix cutmix"),
+        (klein_backbone, "--encode_on_cpu", "leave --encode_on_cpu out"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            backbone.train(tmp_path, "--caption_boxes", more)

@@ -53,7 +53,7 @@ def picture(backbone, paths, scales=None):
     pipeline.set_progress_bar_config(disable=True)
     load_loras(pipeline, [str(path) for path in paths], scales or [1.0] * len(paths))
     return pipeline(
-        "a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
+        prompt="a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
 
@@ -185,8 +185,9 @@ def test_a_run_starts_from_the_given_lora(backbone, pair, tmp_path):
     moved = backbone.train(tmp_path / "moved", more, "--max_train_steps 1")
     begin, end, plain = (picture(backbone, paths) for paths in ([file], [moved], []))
     assert 0 < abs(end - begin).max() < abs(end - plain).max()
-    filled_up = lora.read_lora(moved / WEIGHTS_NAME)["text_encoder"]
-    assert (filled_up["encoder.layers.0.self_attn.v_proj.lora_B.weight"][:, 2:] != 0).any()
+    for name in backbone.text_encoders[:1]:
+        filled_up = lora.read_lora(moved / WEIGHTS_NAME)[name]
+        assert (filled_up["encoder.layers.0.self_attn.v_proj.lora_B.weight"][:, 2:] != 0).any()
     arguments = json.loads((moved / "run_arguments.json").read_text())
     assert arguments["resume_lora"] == str(file)
 
@@ -260,7 +261,7 @@ def test_a_lora_that_does_not_fit_the_flags_is_told_before_a_model_is_loaded(
                 assert line.startswith(f"--resume_lora {start}") and part in line
         monkeypatch.undo()
         theirs = trained(other, folder / "theirs")
-        with pytest.raises(SystemExit, match=r" LoRA, and the base model is (SDXL|FLUX)"):
+        with pytest.raises(SystemExit, match=r": a LoRA of \w+, and the base model is (SDXL|FLUX)"):
             backbone.train(folder / "out", f"--resume_lora {theirs}")
 
 

@@ -149,13 +149,11 @@ def test_two_passes_by_hand_are_the_pipelines_that_is_distilled(adapted):
 def test_three_passes_by_hand_are_the_pipelines_with_a_call_for_null(adapted):
     """One step from sigma 1 to 0 is x - v."""
     noise = torch.randn(1, 128, HEIGHT // 16, WIDTH // 16)
+    places = klein.image_ids((HEIGHT // 16, WIDTH // 16), noise.device)
 
     def ask(prompt):
         tokens, ids = adapted.encode_prompt([prompt])
-        return adapted.transformer(
-            klein.pack(noise), tokens, torch.ones(1), klein.image_ids(noise.shape[2:], noise.device),
-            ids,
-        ).sample  # fmt: skip
+        return adapted.transformer(klein.pack(noise), tokens, torch.ones(1), places, ids).sample
 
     with adapters_off(*models_of(adapted)):
         base, null = ask(BASE_PROMPT), ask("")
