@@ -74,7 +74,7 @@ def mini_klein() -> Flux2KleinPipeline:
     """Build a random FLUX.2-klein with a transformer about as large as the miniature's UNet."""
     pipeline = tiny_klein()
     config = dict(pipeline.transformer.config)
-    wider = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 32}
+    wider: dict[str, Any] = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 32}
     wider |= {"num_attention_heads": 4, "axes_dims_rope": (8, 8, 8, 8)}
     pipeline.transformer = Flux2Transformer2DModel.from_config({**config, **wider})
     return pipeline

@@ -48,6 +48,7 @@ ROWS = {
     "sdxl_lean": Row("sdxl", "--gradient_checkpointing --cache_latents", 10),
     "flux": Row("flux", "--gradient_checkpointing", 27),
     "flux_nf4": Row("flux", "--gradient_checkpointing --quantize_base=nf4", 10),
+    "klein": Row("klein", "--gradient_checkpointing", 12),
     "klein_nf4": Row("klein", "--gradient_checkpointing --quantize_base=nf4 --encode_on_cpu", 8),
     "zimage_nf4": Row("zimage", "--gradient_checkpointing --quantize_base=nf4", 12),
 }
