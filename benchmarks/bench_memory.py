@@ -50,7 +50,8 @@ ROWS = {
     "flux_nf4": Row("flux", "--gradient_checkpointing --quantize_base=nf4", 10),
     "klein": Row("klein", "--gradient_checkpointing", 12),
     "klein_nf4": Row("klein", "--gradient_checkpointing --quantize_base=nf4 --encode_on_cpu", 8),
-    "zimage_nf4": Row("zimage", "--gradient_checkpointing --quantize_base=nf4", 12),
+    "zimage": Row("zimage", "--gradient_checkpointing --encode_on_cpu", 20),
+    "zimage_nf4": Row("zimage", "--gradient_checkpointing --quantize_base=nf4 --encode_on_cpu", 8),
 }
 
 

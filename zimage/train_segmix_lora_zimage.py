@@ -16,7 +16,7 @@ GPU add --quantize_base nf4 --encode_on_cpu. Not tried on the real weights yet.
 from dataclasses import dataclass
 
 from mudi.ground.flags import FREE, flag, parse
-from mudi.training.args import FlowMatching, TrainingArgs
+from mudi.training.args import FlowMatching, TrainingArgs, density
 
 
 @dataclass
@@ -57,7 +57,7 @@ from mudi import lora
 from mudi.backbones import flow, quantization, zimage
 from mudi.backbones.table import ZIMAGE
 from mudi.data import Batch, SegMixDataset, make_loader
-from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
+from mudi.denoising import LivePrompts, Models, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
@@ -82,14 +82,16 @@ def load_models(args: ZImageArgs, accelerator: Accelerator, prompts: list[str]) 
 
     base_flag = "--pretrained_model_name_or_path"
     with loading(base_flag, base):
-        schedule = flow.FlowSchedule(flow.load_scheduler(base, **hub), *args.density)
+        schedule = flow.FlowSchedule(flow.load_scheduler(base, **hub), *density(args))
         vae = zimage.load_vae(base, **hub).to(device)
         pipeline = zimage.load_text_pipeline(base, dtype, **hub)
     pipeline.to("cpu" if args.encode_on_cpu else device)
     shown = [args.validation_prompt, zimage.NO_PROMPT] if args.validation_prompt else []
-    encode: PromptEncoder = partial(zimage.encode_prompts, pipeline, args.max_sequence_length)
-    encode = PromptTable(encode, [*prompts, *shown], device)
-    zimage.free_text_encoders(pipeline)
+    live = partial(zimage.encode_prompts, pipeline, args.max_sequence_length)
+    table = PromptTable(live, [*prompts, *shown], device)
+    encode = LivePrompts(table, live) if args.caption_boxes else table
+    if not args.caption_boxes:
+        zimage.free_text_encoders(pipeline)
 
     with loading(base_flag, base):
         transformer = zimage.load_transformer(base, dtype, args.quantize_base, **hub)

@@ -43,6 +43,7 @@ PUBLISHED = {
 """,
     "FluxPipeline": f"{TRANSFORMERS} --caption_column=text --guidance_scale=1",
     "Flux2KleinPipeline": f"{TRANSFORMERS} --max_sequence_length 64",
+    "ZImagePipeline": f"{TRANSFORMERS} --max_sequence_length 64",
 }
 
 
