@@ -146,7 +146,7 @@ class SegMix:
         False,
         "an experiment, untried on real weights: a collage's prompt ends in its subjects' boxes, "
         "as models read layouts; the text encoder then stays loaded and encodes every collage's "
-        "prompt anew (FLUX.2-klein)",
+        "prompt anew (FLUX.2-klein, Z-Image)",
     )
     soft_alpha: float = flag(
         1.0,
