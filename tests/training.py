@@ -37,6 +37,7 @@ class Backbone:
     named_layer: str  # of it, that the script's own targets do not name
     text_encoders: tuple[str, ...]  # that can be trained
     more: str = ""  # flags that keep it quick
+    samples_latents: bool = True  # of the VAE's distribution, not its mean
 
     def flags(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
         """Return a small run's command line; `more` overrides.
@@ -87,8 +88,9 @@ def flux_on(base: Path) -> Backbone:
 
 
 def klein_on(base: Path) -> Backbone:
-    script, more = train_segmix_lora_klein, "--max_sequence_length 64"
-    return Backbone(script, base, Flux2KleinPipeline, "transformer", "proj_out", (), more)
+    script, more = train_segmix_lora_klein, "--max_sequence_length 128"
+    kind = Flux2KleinPipeline
+    return Backbone(script, base, kind, "transformer", "proj_out", (), more, samples_latents=False)
 
 
 def reset_accelerate() -> None:

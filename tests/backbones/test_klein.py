@@ -63,7 +63,7 @@ def test_our_velocity_equals_the_stock_pipelines(klein_backbone, tmp_path):
         lambda _module, _args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True
     )
     pipeline(
-        prompt=PROMPTS[0], height=64, width=96, num_inference_steps=1, max_sequence_length=64,
+        prompt=PROMPTS[0], height=64, width=96, num_inference_steps=1, max_sequence_length=128,
         generator=torch.Generator().manual_seed(0), output_type="latent",
     )  # fmt: skip
     inputs, output = seen[0]  # the prompt's; then the null prompt's
@@ -98,7 +98,7 @@ def test_a_steps_loss_is_that_of_the_published_script(klein_backbone, tmp_path, 
         x = pipeline._encode_vae_image(to_float(pixels), None)
         timesteps = pipeline.scheduler.timesteps[indices]
         sigmas = pipeline.scheduler.sigmas[indices].view(-1, 1, 1, 1)
-        tokens, text_ids = pipeline.encode_prompt(PROMPTS, max_sequence_length=64)
+        tokens, text_ids = pipeline.encode_prompt(PROMPTS, max_sequence_length=128)
         ids = pipeline._prepare_latent_ids(x)
         answer = models.adapted["transformer"](
             hidden_states=pipeline._pack_latents((1.0 - sigmas) * x + sigmas * noise),

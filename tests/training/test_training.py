@@ -349,4 +349,4 @@ def test_a_caption_that_is_cut_is_told_with_its_line_and_what_is_read_of_it(
     assert place == f"{path}:4"
     count, seen = map(int, re.findall(r"\d+", rest))
     assert count > 1000
-    assert seen == {"sdxl": 75, "flux": 511, "klein": 64 - klein_template}[kind.name]
+    assert seen == {"sdxl": 75, "flux": 511, "klein": 128 - klein_template}[kind.name]
