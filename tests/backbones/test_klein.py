@@ -185,6 +185,16 @@ def test_a_file_of_double_blocks_alone_is_told_by_its_header(klein_backbone, tmp
         assert titles == ["FLUX", "FLUX.2-klein"]
 
 
+@pytest.mark.parametrize(("height", "title"), [(9, "FLUX.2-klein"), (7, "FLUX")])
+def test_an_original_name_that_both_have_is_told_by_its_height(tmp_path, height, title):
+    """q, k and v, then 4 of MLP; or 2 x 3 of a gated one."""
+    name = "diffusion_model.single_blocks.0.linear1"
+    pair = {f"{name}.lora_A.weight": torch.ones(2, 4),
+            f"{name}.lora_B.weight": torch.ones(4 * height, 2)}  # fmt: skip
+    save_file(pair, tmp_path / "a.safetensors")
+    assert [family.title for family in outline(tmp_path / "a.safetensors").families] == [title]
+
+
 def test_what_klein_has_not_is_told(klein_backbone, tmp_path):
     for more, told in (
         ("--train_text_encoder", "--train_text_encoder: FLUX.2-klein's LoRAs have no part for it"),
