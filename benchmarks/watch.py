@@ -258,7 +258,8 @@ class Floor:
             with parts.part(FORWARD):
                 output = self._forward(call)
             with parts.part(BACKWARD):
-                torch.autograd.grad(output, weights, torch.ones_like(output))
+                answers = output if isinstance(output, list) else [output]
+                torch.autograd.grad(answers, weights, list(map(torch.ones_like, answers)))
         return cost.then(meter.read())
 
     def _forward(self, call: _Call) -> Tensor:

@@ -54,7 +54,7 @@ from accelerate import Accelerator
 from diffusers import Flux2KleinPipeline
 
 from mudi import lora
-from mudi.backbones import flow, klein, quantization
+from mudi.backbones import flow, klein, parts, quantization
 from mudi.backbones.table import KLEIN
 from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import LivePrompts, Models, PromptTable, make_task, training_loss
@@ -85,7 +85,8 @@ def load_models(args: KleinArgs, accelerator: Accelerator, prompts: list[str]) -
     pipeline.to("cpu" if args.encode_on_cpu else device)
     shown = [args.validation_prompt, klein.NO_PROMPT] if args.validation_prompt else []
     live = partial(klein.encode_prompts, pipeline, args.max_sequence_length)
-    table = PromptTable(live, [*prompts, *shown], device)
+    sizes = parts.only_shapes()
+    table = PromptTable(live, [*prompts, *shown], device, only_sizes=sizes)
     encode = LivePrompts(table, live) if args.caption_boxes else table
     if not args.caption_boxes:
         klein.free_text_encoders(pipeline)
@@ -163,9 +164,9 @@ def train(
         passes.clear()
         if not accelerator.optimizer_step_was_skipped:
             training.lr_scheduler.step()
-        parts = (Flux2KleinPipeline, models.adapted)
+        kind, adapted = Flux2KleinPipeline, models.adapted
         with log.paused():
-            saving.save_if_due(accelerator, args, plan.record, *parts, step)
+            saving.save_if_due(accelerator, args, plan.record, kind, adapted, step)
             runtime.validate_if_due(accelerator, args, plan, models, step)
     log.close()
 

@@ -226,13 +226,13 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return made
 
 
-def qwen_config(tokenizer: Qwen2Tokenizer, width: int) -> Qwen3Config:
-    """Return the configuration of a Qwen3 with all the layers that pipelines read, but narrow."""
+def qwen_config(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> Qwen3Config:
+    """Return the configuration of a narrow Qwen3."""
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=QWEN_LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
@@ -263,7 +263,7 @@ def tiny_klein(seed: int = 0) -> Flux2KleinPipeline:
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae,
-        text_encoder=Qwen3ForCausalLM(qwen_config(tokenizer, QWEN_WIDTH)),
+        text_encoder=Qwen3ForCausalLM(qwen_config(tokenizer, QWEN_WIDTH, QWEN_LAYERS)),
         tokenizer=tokenizer,
         transformer=transformer,
     )
@@ -287,7 +287,7 @@ def tiny_zimage(seed: int = 0) -> ZImagePipeline:
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
         vae=_vae(FLUX_CHANNELS, scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=Qwen3Model(qwen_config(tokenizer, QWEN_WIDTH)),
+        text_encoder=Qwen3Model(qwen_config(tokenizer, QWEN_WIDTH, layers=3)),
         tokenizer=tokenizer,
         transformer=transformer,
     )

@@ -97,6 +97,7 @@ class PromptTable:
         device: where looked-up embeddings go.
         kept_bytes: embeddings kept there, the first ones asked for; the others are copied from
             host memory each time.
+        only_sizes: embeddings are all of one size, of which alone is asked: encode the first.
     """
 
     def __init__(
@@ -105,13 +106,16 @@ class PromptTable:
         prompts: list[str],
         device: torch.device,
         kept_bytes: int = PROMPT_BYTES,
+        only_sizes: bool = False,
     ):
         self._device = device
         self._room = kept_bytes
         self._entries: dict[str, Embeddings] = {}
         with torch.no_grad():
             for prompt in tqdm(prompts, desc="prompts", leave=False, disable=len(prompts) < 20):
-                self._entries[prompt] = _moved(encode([prompt]), torch.device("cpu"))
+                known = next(iter(self._entries.values()), None) if only_sizes else None
+                told = encode([prompt]) if known is None else tuple(map(torch.empty_like, known))
+                self._entries[prompt] = _moved(told, torch.device("cpu"))
 
     def __call__(self, prompts: list[str]) -> Embeddings:
         return joined(list(map(self._look_up, prompts)))

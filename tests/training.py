@@ -43,6 +43,7 @@ class Backbone:
     named_layer: str  # of it, that the script's own targets do not name
     text_encoders: tuple[str, ...]  # that can be trained
     more: str = ""  # flags that keep it quick
+    samples_latents: bool = True  # of the VAE's distribution, not its mean
 
     def flags(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
         """Return a small run's command line; `more` overrides.
@@ -93,14 +94,15 @@ def flux_on(base: Path) -> Backbone:
 
 
 def klein_on(base: Path) -> Backbone:
-    script, more = train_segmix_lora_klein, "--max_sequence_length 64"
-    return Backbone(script, base, Flux2KleinPipeline, "transformer", "proj_out", (), more)
+    script, more = train_segmix_lora_klein, "--max_sequence_length 128"
+    kind = Flux2KleinPipeline
+    return Backbone(script, base, kind, "transformer", "proj_out", (), more, samples_latents=False)
 
 
 def zimage_on(base: Path) -> Backbone:
-    script, more = train_segmix_lora_zimage, "--max_sequence_length 64"
-    layer = "layers.0.feed_forward.w1"
-    return Backbone(script, base, ZImagePipeline, "transformer", layer, (), more)
+    script, more = train_segmix_lora_zimage, "--max_sequence_length 128"
+    kind, layer = ZImagePipeline, "layers.0.feed_forward.w1"
+    return Backbone(script, base, kind, "transformer", layer, (), more, samples_latents=False)
 
 
 def reset_accelerate() -> None:

@@ -31,6 +31,11 @@ def shapes_only() -> Iterator[None]:
         _shapes_only.reset(token)
 
 
+def only_shapes() -> bool:
+    """Say whether loaders read configurations only; see `shapes_only`."""
+    return _shapes_only.get()
+
+
 def load_part(
     kind: Any,
     base: str,

@@ -63,7 +63,7 @@ def test_our_velocity_equals_the_stock_pipelines(klein_backbone, tmp_path):
         lambda _module, _args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True
     )
     pipeline(
-        prompt=PROMPTS[0], height=64, width=96, num_inference_steps=1, max_sequence_length=64,
+        prompt=PROMPTS[0], height=64, width=96, num_inference_steps=1, max_sequence_length=128,
         generator=torch.Generator().manual_seed(0), output_type="latent",
     )  # fmt: skip
     inputs, output = seen[0]  # the prompt's; then the null prompt's
@@ -98,7 +98,7 @@ def test_a_steps_loss_is_that_of_the_published_script(klein_backbone, tmp_path, 
         x = pipeline._encode_vae_image(to_float(pixels), None)
         timesteps = pipeline.scheduler.timesteps[indices]
         sigmas = pipeline.scheduler.sigmas[indices].view(-1, 1, 1, 1)
-        tokens, text_ids = pipeline.encode_prompt(PROMPTS, max_sequence_length=64)
+        tokens, text_ids = pipeline.encode_prompt(PROMPTS, max_sequence_length=128)
         ids = pipeline._prepare_latent_ids(x)
         answer = models.adapted["transformer"](
             hidden_states=pipeline._pack_latents((1.0 - sigmas) * x + sigmas * noise),
@@ -183,6 +183,16 @@ def test_a_file_of_double_blocks_alone_is_told_by_its_header(klein_backbone, tmp
         save_file(state, tmp_path / "bare.safetensors")
         titles = [family.title for family in outline(tmp_path / "bare.safetensors").families]
         assert titles == ["FLUX", "FLUX.2-klein"]
+
+
+@pytest.mark.parametrize(("height", "title"), [(9, "FLUX.2-klein"), (7, "FLUX")])
+def test_an_original_name_that_both_have_is_told_by_its_height(tmp_path, height, title):
+    """q, k and v, then 4 of MLP; or 2 x 3 of a gated one."""
+    name = "diffusion_model.single_blocks.0.linear1"
+    pair = {f"{name}.lora_A.weight": torch.ones(2, 4),
+            f"{name}.lora_B.weight": torch.ones(4 * height, 2)}  # fmt: skip
+    save_file(pair, tmp_path / "a.safetensors")
+    assert [family.title for family in outline(tmp_path / "a.safetensors").families] == [title]
 
 
 def test_what_klein_has_not_is_told(klein_backbone, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.published import FLUX, SDXL
+from benchmarks.published import FLUX, KLEIN, SDXL
 from mudi.ground import lora_families
 from mudi.ground.lora_names import (
     ALPHA,
@@ -99,6 +99,20 @@ def test_each_layers_names_come_back_at_full_size(layers, part):
         for name, group in names.items():
             for theirs, ours in ("lora_down.weight", DOWN), ("lora_up.weight", UP), (ALPHA, ALPHA):
                 assert place(f"{name}.{theirs}") == Place(part, group, ours)
+
+
+def test_kleins_names_come_back_at_full_size():
+    """Under names that are FLUX.1's as well."""
+    family = lora_families.family_of(pipeline="Flux2KleinPipeline")
+    with torch.device("meta"):
+        made = KLEIN["transformer"].kind(**KLEIN["transformer"].config)
+    linear = {name for name, module in made.named_modules() if isinstance(module, nn.Linear)}
+    linear -= {"norm_out.linear"}  # its halves are swapped in the original code
+    for original in (True, False):
+        names = kohya_layers(TRANSFORMER, linear, original, family)
+        assert {layer for group in names.values() for layer in group} == linear
+        for name, group in names.items():
+            assert place(f"{name}.lora_up.weight", family) == Place(TRANSFORMER, group, UP)
 
 
 @pytest.mark.parametrize("part", [UNET, TRANSFORMER])
