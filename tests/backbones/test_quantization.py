@@ -30,14 +30,15 @@ def test_products_in_few_bits_are_rounded_as_autocast_rounds_those_in_full(
     assert all(value.isfinite().all() for value in lora_of(out).values())
 
 
-@pytest.mark.parametrize("backbone", ["flux", "klein"], indirect=True)
+@pytest.mark.parametrize("backbone", ["flux", "klein", "zimage"], indirect=True)
 def test_an_eight_bit_base_trains_saves_and_resumes_as_a_full_one(backbone, tmp_path):
     """torchao's int8 weights; the LoRA on top stays in float32."""
     more = "--quantize_base int8 --dco_beta 10 --gradient_checkpointing --checkpointing_steps 1"
     more += " --mixed_precision bf16"
     _, models = backbone.loaded(tmp_path, more)
-    weight = models.adapted["transformer"].transformer_blocks[0].attn.to_q.weight
-    assert type(weight).__module__.startswith("torchao")
+    modules = models.adapted["transformer"].named_modules()
+    weights = [module.weight for name, module in modules if name.endswith(".to_q")]
+    assert all(type(weight).__module__.startswith("torchao") for weight in weights) and weights
     straight = backbone.train(tmp_path / "straight", more, "--max_train_steps 2")
     (tmp_path / "resumed").mkdir()
     (straight / "checkpoint-1").rename(tmp_path / "resumed/checkpoint-1")
