@@ -37,7 +37,6 @@ from benchmarks.published import (
 from mini.tiny import (
     FAMILIES,
     FLUX_CHANNELS,
-    QWEN_WIDTH,
     TEXT_WIDTH,
     clip_tokenizer,
     qwen_tokenizer,
@@ -83,15 +82,9 @@ def mini_klein() -> Flux2KleinPipeline:
 def mini_zimage() -> ZImagePipeline:
     """Build a random Z-Image with a transformer about as large as the miniature's UNet."""
     pipeline = tiny_zimage()
-    pipeline.transformer = ZImageTransformer2DModel(
-        dim=192,
-        n_layers=8,
-        n_refiner_layers=1,
-        n_heads=6,
-        n_kv_heads=6,
-        cap_feat_dim=QWEN_WIDTH,
-        axes_dims=(8, 12, 12),
-    )
+    wider = {"dim": 192, "n_layers": 8, "n_heads": 6, "n_kv_heads": 6, "axes_dims": (8, 12, 12)}
+    config = {**pipeline.transformer.config, **wider}
+    pipeline.transformer = ZImageTransformer2DModel.from_config(config)
     return pipeline
 
 
