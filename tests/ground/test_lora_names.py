@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.published import FLUX, KLEIN, SDXL
+from benchmarks.published import FLUX, KLEIN, SDXL, ZIMAGE
 from mudi.ground import lora_families
 from mudi.ground.lora_names import (
     ALPHA,
@@ -101,11 +101,14 @@ def test_each_layers_names_come_back_at_full_size(layers, part):
                 assert place(f"{name}.{theirs}") == Place(part, group, ours)
 
 
-def test_kleins_names_come_back_at_full_size():
-    """Under names that are FLUX.1's as well."""
-    family = lora_families.family_of(pipeline="Flux2KleinPipeline")
+@pytest.mark.parametrize(
+    ("pipeline", "networks"), [("Flux2KleinPipeline", KLEIN), ("ZImagePipeline", ZIMAGE)]
+)
+def test_later_backbones_names_come_back_at_full_size(pipeline, networks):
+    """klein's under names that are FLUX.1's as well."""
+    family = lora_families.family_of(pipeline=pipeline)
     with torch.device("meta"):
-        made = KLEIN["transformer"].kind(**KLEIN["transformer"].config)
+        made = networks["transformer"].kind(**networks["transformer"].config)
     linear = {name for name, module in made.named_modules() if isinstance(module, nn.Linear)}
     linear -= {"norm_out.linear"}  # its halves are swapped in the original code
     for original in (True, False):
