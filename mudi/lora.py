@@ -70,7 +70,7 @@ def adapted_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(_is_meant(target, name) for name in linear):
-            ends = {name[i + 1 :] for name in linear for i, c in enumerate(f".{name}") if c == "."}
+            ends = {name[i:] for name in linear for i, c in enumerate(f".{name}") if c == "."}
             near = get_close_matches(target, sorted(ends | {*linear}), NEAR_NAMES, cutoff=0.5)
             known = ", ".join(near or sorted({name.split(".")[-1] for name in linear}))
             raise SetupError(f"{target}: no linear layer has that name; there are {known}")
