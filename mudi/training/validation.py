@@ -1,6 +1,7 @@
 """Validation images: drawn with the network that trains, or with another that wears its LoRA."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -43,7 +44,7 @@ def make_sample(
     [(part, network)] = trained.items()
     if not args.validation_model:
         own = parts.complete(text, **{part: network, "vae": vae})
-        return lambda seed: draw(own, seed=seed), None
+        return partial(_draw, own, draw), None
     dtype, hub = weight_dtype(accelerator), {"cache_dir": args.cache_dir}
     with loading("--validation_model", args.validation_model):
         encoders = [name for name in text.components if name.startswith("text_encoder")]
@@ -56,8 +57,13 @@ def make_sample(
     other.requires_grad_(False)
     whole = parts.complete(settings, **{part: other, "vae": vae})
 
-    def sample(seed: int) -> Image.Image:
-        lora.copy_lora(network, other)
-        return draw(whole, seed=seed)
+    refresh = partial(lora.copy_lora, network, other)
+    return partial(_draw, whole, draw, refresh=refresh), other
 
-    return sample, other
+
+def _draw(
+    pipeline: Any, draw: Draw, seed: int, refresh: Callable[[], None] | None = None
+) -> Image.Image:
+    if refresh is not None:
+        refresh()
+    return draw(pipeline, seed=seed)
