@@ -1,4 +1,4 @@
-r"""Make pictures of several subjects together, from mean-shifted noise; SDXL or FLUX.
+r"""Make pictures of several subjects together, from mean-shifted noise, by any base known here.
 
     python inference.py --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \
         --lora output/robot_and_teddy_p0.3_s0 --instance_data_dir dataset/category/robot_and_teddy \

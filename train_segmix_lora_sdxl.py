@@ -73,7 +73,7 @@ from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.learned_words import LearnedWords
 from mudi.losses import latent_weight
-from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training import checks, dry_run, publish, runtime, saving, validation
 from mudi.training.optimizers import Training, prepare_training
 from mudi.training.stats import Pass, StepLog
 from mudi.training.words import make_words, tell_cost
@@ -123,18 +123,24 @@ def load_models(
     with loading(base_flag, base):
         unet = sdxl.load_unet(base, dtype, args.quantize_base, **hub)
     quantization.place(unet, device)
-    lora.add_lora(unet, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
+    targets = args.lora_targets or lora.ATTENTION_TARGETS
+    lora.add_lora(unet, args.rank, targets, args.use_dora)
     adapted = {"unet": unet, **(encoders if args.train_text_encoder else {})}
     lora.resume_lora(args.resume_lora, adapted)
     runtime.save_memory(args, unet, vae, encoders)
     denoiser = sdxl.Denoiser(unet, encode, encoders, words)
-    sample = None
-    if args.validation_prompt:
-        pipeline = StableDiffusionXLPipeline(**{**pipeline.components, "unet": unet, "vae": vae})
-        steps = args.num_validation_inference_steps
-        settings = (args.validation_prompt, args.resolution, steps)
-        sample = partial(sdxl.sample_image, pipeline, encode, *settings)
-    return Models(denoiser, vae, schedule, adapted, sample, words)
+    draw = partial(
+        sdxl.sample_image,
+        encode=encode,
+        prompt=args.validation_prompt or "",
+        resolution=args.resolution,
+        num_steps=args.num_validation_inference_steps,
+        guidance_scale=args.validation_guidance_scale,
+    )
+    sample, drawn = validation.make_sample(
+        args, accelerator, pipeline, {"unet": unet}, vae, targets, sdxl.load_unet, draw
+    )
+    return Models(denoiser, vae, schedule, adapted, sample, words, drawn)
 
 
 def prepare_prompts(

@@ -32,14 +32,8 @@ class Shape(NamedTuple):
     batch: int
 
 
-SHAPES = {
-    ("sdxl", "tiny"): Shape(64, 2, 2),
-    ("flux", "tiny"): Shape(64, 2, 2),
-    ("sdxl", "mini"): Shape(64, 25, 4),
-    ("flux", "mini"): Shape(64, 25, 4),
-    ("sdxl", "real"): Shape(1024, 25, 4),
-    ("flux", "real"): Shape(512, 25, 4),
-}
+SHAPES = {"tiny": Shape(64, 2, 2), "mini": Shape(64, 25, 4), "real": Shape(1024, 25, 4)}
+SIDES = {("flux", "real"): 512}  # where it is another
 
 
 @dataclass
@@ -56,10 +50,10 @@ class InferArgs(BenchArgs):
 
 def parse_args(argv: list[str] | None = None) -> InferArgs:
     args = parse(InferArgs, __doc__, argv, json=OUTPUT / "infer.json")
-    shape = SHAPES[args.family, args.size]
+    shape = SHAPES[args.size]
     args.batch_size = args.batch_size or shape.batch
     args.steps = args.steps or shape.steps
-    args.resolution = args.resolution or shape.side
+    args.resolution = args.resolution or SIDES.get((args.family, args.size), shape.side)
     return args
 
 

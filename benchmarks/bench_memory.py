@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import watch
 from benchmarks.bases import base_model
-from benchmarks.bench_step import ALWAYS, SETTINGS
+from benchmarks.bench_step import settings
 from benchmarks.common import (
     EXAMPLE,
     OUTPUT,
@@ -58,6 +58,10 @@ ROWS = {
     "sdxl_lean": Row("sdxl", "--gradient_checkpointing --cache_latents", 10),
     "flux": Row("flux", "--gradient_checkpointing", 27),
     "flux_nf4": Row("flux", "--gradient_checkpointing --quantize_base=nf4", 10),
+    "klein": Row("klein", "--gradient_checkpointing", 12),
+    "klein_nf4": Row("klein", "--gradient_checkpointing --quantize_base=nf4 --encode_on_cpu", 8),
+    "zimage": Row("zimage", "--gradient_checkpointing --encode_on_cpu", 20),
+    "zimage_nf4": Row("zimage", "--gradient_checkpointing --quantize_base=nf4 --encode_on_cpu", 8),
 }
 
 
@@ -90,7 +94,7 @@ def main(args: MemoryArgs) -> None:
         TemporaryDirectory(prefix="bench-") as output,
     ):
         parts.lap()  # the start, the making of a base included
-        words = [*SETTINGS[row.family, args.size].split(), *ALWAYS.split(), *row.flags.split()]
+        words = [*settings(row.family, args.size), *row.flags.split()]
         if device.type == "cpu":
             words.append("--mixed_precision=no")
         words += [f"--pretrained_model_name_or_path={base}", f"--output_dir={output}"]

@@ -35,15 +35,17 @@ from mudi.ground.errors import program
 from mudi.ground.flags import flag, parse
 
 # As published; the miniature's are those of mini/demo.py and the experiments.
-SETTINGS = {
-    ("sdxl", "real"): "--resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=2 "
+REAL = {
+    "sdxl": "--resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=2 "
     "--rank=32 --learning_rate=1e-4",
-    ("flux", "real"): "--resolution=512 --train_batch_size=1 --gradient_accumulation_steps=4 "
+    "flux": "--resolution=512 --train_batch_size=1 --gradient_accumulation_steps=4 "
     "--rank=32 --learning_rate=3e-4 --guidance_scale=1",
-    ("sdxl", "mini"): "--resolution=64 --train_batch_size=4 --rank=16",
-    ("flux", "mini"): "--resolution=64 --train_batch_size=4 --rank=16",
-    ("sdxl", "tiny"): "--resolution=64 --train_batch_size=1 --rank=2",
-    ("flux", "tiny"): "--resolution=64 --train_batch_size=1 --rank=2",
+    "klein": "--resolution=512 --train_batch_size=1 --gradient_accumulation_steps=4 --rank=32",
+    "zimage": "--resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=4 --rank=32",
+}
+SETTINGS = {
+    "mini": "--resolution=64 --train_batch_size=4 --rank=16",
+    "tiny": "--resolution=64 --train_batch_size=1 --rank=2",
 }
 # No saving while the clock runs: it is done every 500 steps, and belongs to none.
 ALWAYS = "--seed=1 --lr_warmup_steps=0 --save_steps=1000000 --checkpointing_steps=1000000"
@@ -67,6 +69,12 @@ SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
     },
 }
 SWEEP_FLAGS = {"resolution": "--resolution", "batch": "--train_batch_size", "rank": "--rank"}
+
+
+def settings(family: str, size: str) -> list[str]:
+    """Return the flags of a family's runs of a size."""
+    own = REAL[family] if size == "real" else SETTINGS[size]
+    return [*own.split(), *ALWAYS.split()]
 
 
 @dataclass
@@ -126,7 +134,7 @@ def script_words(
     args: StepArgs, device: torch.device, flags: str, data: Path, output: Path
 ) -> list[str]:
     """Return the training script's command line but for the base and the number of steps."""
-    words = [*SETTINGS[args.family, args.size].split(), *ALWAYS.split(), *flags.split()]
+    words = [*settings(args.family, args.size), *flags.split()]
     words += [f"--instance_data_dir={data}", f"--output_dir={output}"]
     return [*words, f"--dataloader_num_workers={args.workers}", *args.script_flags]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mudi.backbones import flux, sdxl
+from mudi.backbones.table import BACKBONES
 from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError
 from mudi.ground.files import write_text
@@ -25,12 +25,7 @@ ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "output/benchmarks"
 EXAMPLE = ROOT / "dataset/category/robot_and_teddy"
 SIZES = ("tiny", "mini", "real")
-FAMILIES = ("sdxl", "flux")
-BACKBONES: dict[str, ModuleType] = {"sdxl": sdxl, "flux": flux}
-_SCRIPTS = {
-    "sdxl": (ROOT, "train_segmix_lora_sdxl"),
-    "flux": (ROOT / "flux", "train_segmix_lora_flux"),
-}
+FAMILIES = tuple(BACKBONES)
 _PACKAGES = "torch diffusers transformers accelerate peft numpy pillow".split()
 
 
@@ -59,10 +54,10 @@ def settle_device(args: BenchArgs) -> torch.device:
 
 def import_script(family: str) -> ModuleType:
     """Import a family's training script, which is no package."""
-    folder, name = _SCRIPTS[family]
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    return importlib.import_module(name)
+    path = ROOT / BACKBONES[family].script
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    return importlib.import_module(path.stem)
 
 
 def is_main_process() -> bool:

@@ -1,7 +1,8 @@
 """The published networks' configurations, so that they can be built without a download.
 
 The values are those of the `config.json` files of stabilityai/stable-diffusion-xl-base-1.0,
-black-forest-labs/FLUX.1-dev, google/owlv2-base-patch16-ensemble and facebook/dinov2-base.
+black-forest-labs/FLUX.1-dev and FLUX.2-klein-base-4B, Tongyi-MAI/Z-Image,
+google/owlv2-base-patch16-ensemble and facebook/dinov2-base.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from typing import Any
 
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -22,6 +26,9 @@ from transformers import (
     Dinov2Model,
     Owlv2Config,
     Owlv2ForObjectDetection,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -148,6 +155,57 @@ FLUX: dict[str, Network] = {
     ),
 }
 FLUX_SCHEDULER = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+
+_QWEN3_4B = Qwen3Config(
+    vocab_size=151936,
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=40960,
+    rope_theta=1_000_000,
+    tie_word_embeddings=True,
+)
+KLEIN: dict[str, Network] = {
+    "transformer": Network(
+        Flux2Transformer2DModel,
+        {
+            "patch_size": 1,
+            "in_channels": 128,
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "attention_head_dim": 128,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+        3_875_544_576,
+    ),
+    "vae": Network(
+        AutoencoderKLFlux2,
+        {**{k: v for k, v in _VAE.items() if k != "force_upcast"}, "latent_channels": 32},
+        84_046_115,
+    ),
+    "text_encoder": Network(
+        Qwen3ForCausalLM,
+        _QWEN3_4B,
+        4_022_468_096,
+    ),
+}
+KLEIN_SCHEDULER = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+
+ZIMAGE: dict[str, Network] = {
+    "transformer": Network(
+        ZImageTransformer2DModel,
+        {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30},
+        6_154_908_736,
+    ),
+    "vae": FLUX["vae"],  # FLUX.1's own
+    "text_encoder": Network(Qwen3Model, _QWEN3_4B, 4_022_468_096),
+}
+ZIMAGE_SCHEDULER = FlowMatchEulerDiscreteScheduler(shift=6.0)
 
 OWLV2 = Network(
     Owlv2ForObjectDetection,

@@ -17,12 +17,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from benchmarks.common import BACKBONES, import_script
+from benchmarks.common import import_script
 from benchmarks.parts import Cost, Meter, Parts, swapped
 from mudi import lora
+from mudi.backbones.table import BACKBONES
 from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptTable
-from mudi.latents import LatentCache, encode_images
+from mudi.latents import LatentCache
 from mudi.training import publish, runtime, saving, stats
 from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training
@@ -38,7 +39,7 @@ NETWORK_PARTS = (REFERENCE, FORWARD, BACKWARD)
 
 def step_calls(family: str) -> list[tuple[Any, str, str | Callable[[], str]]]:
     """Return the calls of a training step: owner, name there, part that it is charged to."""
-    script, backbone = import_script(family), BACKBONES[family]
+    script, backbone = import_script(family), BACKBONES[family].module
 
     def network() -> str:
         return FORWARD if torch.is_grad_enabled() else REFERENCE
@@ -60,7 +61,8 @@ def step_calls(family: str) -> list[tuple[Any, str, str | Callable[[], str]]]:
         (saving, "save_if_due", LOGGING),
         (runtime, "validate_if_due", LOGGING),
     ]
-    return [*calls, (backbone, "size_conditions", NOISE)] if family == "sdxl" else calls
+    told_sizes = hasattr(backbone, "size_conditions")
+    return [*calls, (backbone, "size_conditions", NOISE)] if told_sizes else calls
 
 
 LOADED = ("VAE weights", "text encoder weights", "network weights")
@@ -68,8 +70,8 @@ LOADED = ("VAE weights", "text encoder weights", "network weights")
 
 def start_calls(family: str) -> list[tuple[Any, str, str]]:
     """Return the calls before and after the loop, as `step_calls` does those inside."""
-    script, backbone = import_script(family), BACKBONES[family]
-    network = {"sdxl": "load_unet", "flux": "load_transformer"}[family]
+    script, row = import_script(family), BACKBONES[family]
+    backbone, network = row.module, f"load_{row.denoiser}"
     return [
         (runtime, "set_up", "checks and data"),
         (script, "load_models", "models to the device"),
@@ -177,7 +179,7 @@ def fill_cache(running: Running) -> None:
             pixels = batch.pixels[plain].to(running.accelerator.device)
             keys = [batch.keys[i] for i in plain]
             with torch.no_grad():
-                encode_images(running.models.vae, pixels, None, running.cache, keys)
+                running.cache.distributions(running.models.vae, pixels, keys)
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ class Floor:
             with parts.part(FORWARD):
                 output = self._forward(call)
             with parts.part(BACKWARD):
-                torch.autograd.grad(output, weights, torch.ones_like(output))
+                answers = output if isinstance(output, list) else [output]
+                torch.autograd.grad(answers, weights, list(map(torch.ones_like, answers)))
         return cost.then(meter.read())
 
     def _forward(self, call: _Call) -> Tensor:

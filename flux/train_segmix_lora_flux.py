@@ -15,27 +15,17 @@ holds the published run, README.md and --help the rest. On a small GPU add --qua
 from dataclasses import dataclass
 
 from mudi.ground.flags import FREE, flag, parse
-from mudi.training.args import TrainingArgs
-
-WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
+from mudi.training.args import FlowMatching, TrainingArgs, density
 
 
 @dataclass
-class FluxArgs(TrainingArgs):
+class FluxArgs(TrainingArgs, FlowMatching):
     """FLUX"""
 
     guidance_scale: float = flag(
         3.5, "what a guidance-distilled transformer is told while training; published: 1"
     )
     max_sequence_length: int = flag(512, "tokens of a prompt for T5", at_least=1)
-    weighting_scheme: str = flag(
-        "none",
-        "which noise levels are drawn more often, or weighed more",
-        choices=WEIGHTING_SCHEMES,
-    )
-    logit_mean: float = flag(0.0, "of logit_normal's normal")
-    logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
-    mode_scale: float = flag(1.29, "of the mode scheme")
     encode_on_cpu: bool = flag(
         False,
         "run T5 on the CPU at the start, where the GPU has no 10 GB for it (slow)",
@@ -72,14 +62,14 @@ from accelerate import Accelerator
 from diffusers import FluxPipeline
 
 from mudi import lora
-from mudi.backbones import flux, quantization
+from mudi.backbones import flow, flux, quantization
 from mudi.backbones.table import FLUX
 from mudi.data import Batch, SegMixDataset, make_loader
 from mudi.denoising import Models, PromptEncoder, PromptTable, make_task, training_loss
 from mudi.ground.errors import loading, program
 from mudi.latents import LatentCache, encode_images
 from mudi.losses import latent_weight
-from mudi.training import checks, dry_run, publish, runtime, saving
+from mudi.training import checks, dry_run, publish, runtime, saving, validation
 from mudi.training.optimizers import Training, prepare_training
 from mudi.training.stats import Pass, StepLog
 
@@ -105,10 +95,9 @@ def load_models(args: FluxArgs, accelerator: Accelerator, prompts: list[str]) ->
     hub = {key: getattr(args, key) for key in ("revision", "variant", "cache_dir")}
     dtype, device = runtime.weight_dtype(accelerator), accelerator.device
 
-    density = (args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
     base_flag = "--pretrained_model_name_or_path"
     with loading(base_flag, base):
-        schedule = flux.FlowSchedule(flux.load_scheduler(base, **hub), *density)
+        schedule = flow.FlowSchedule(flow.load_scheduler(base, **hub), *density(args))
         vae = flux.load_vae(base, **hub).to(device)
         pipeline = flux.load_text_pipeline(base, dtype, **hub)
     pipeline.to("cpu" if args.encode_on_cpu else device)
@@ -125,19 +114,26 @@ def load_models(args: FluxArgs, accelerator: Accelerator, prompts: list[str]) ->
     with loading(base_flag, base):
         transformer = flux.load_transformer(base, dtype, args.quantize_base, **hub)
     quantization.place(transformer, device)
-    lora.add_lora(transformer, args.rank, lora.ATTENTION_TARGETS, args.use_dora)
+    targets = args.lora_targets or lora.ATTENTION_TARGETS
+    lora.add_lora(transformer, args.rank, targets, args.use_dora)
     adapted = {"transformer": transformer, **encoders}
     lora.resume_lora(args.resume_lora, adapted)
     runtime.save_memory(args, transformer, vae, encoders)
     denoiser = flux.Denoiser(transformer, encode, encoders, args.guidance_scale)
-    sample = None
-    if args.validation_prompt:
-        parts = {**pipeline.components, "transformer": transformer, "vae": vae}
-        settings = (args.validation_prompt, args.resolution, args.num_validation_inference_steps)
-        sample = partial(
-            flux.sample_image, FluxPipeline(**parts), encode, *settings, SAMPLER_GUIDANCE
-        )
-    return Models(denoiser, vae, schedule, adapted, sample)
+    guidance = args.validation_guidance_scale
+    draw = partial(
+        flux.sample_image,
+        encode=encode,
+        prompt=args.validation_prompt or "",
+        resolution=args.resolution,
+        num_steps=args.num_validation_inference_steps,
+        guidance_scale=SAMPLER_GUIDANCE if guidance is None else guidance,
+    )
+    network = {"transformer": transformer}
+    sample, drawn = validation.make_sample(
+        args, accelerator, pipeline, network, vae, targets, flux.load_transformer, draw
+    )
+    return Models(denoiser, vae, schedule, adapted, sample, drawn=drawn)
 
 
 def run_pass(

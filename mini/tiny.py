@@ -2,6 +2,8 @@
 
     python -m mini.tiny sdxl /tmp/tiny-sdxl
     python -m mini.tiny flux /tmp/tiny-flux
+    python -m mini.tiny klein /tmp/tiny-klein
+    python -m mini.tiny zimage /tmp/tiny-zimage
 
 They know nothing, so their pictures are noise; what they prove is that the code runs.
 """
@@ -10,16 +12,22 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -32,9 +40,9 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 from tokenizers import Tokenizer
-from tokenizers.models import Unigram, WordLevel
-from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
-from tokenizers.trainers import UnigramTrainer
+from tokenizers.models import BPE, Unigram, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, WhitespaceSplit
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import (
     BitImageProcessor,
     CLIPConfig,
@@ -57,6 +65,10 @@ from transformers import (
     Owlv2ImageProcessor,
     Owlv2Processor,
     PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -68,7 +80,14 @@ from mudi.ground.flags import flag, parse
 
 NUM_MERGES = 2000  # of CLIP's many; common English words stay whole
 TEXT_WIDTH = 32
-FLUX_CHANNELS = 16
+FLUX_CHANNELS, KLEIN_CHANNELS = 16, 32
+QWEN_TOKENS, QWEN_WIDTH, QWEN_LAYERS = 512, 16, 28  # klein reads the hidden states 9, 18 and 27
+CHAT_TEMPLATE = (  # as Qwen3's is for a single turn, with an empty thought where it is not to think
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
 TINY_SAM = "tiny"
 
 
@@ -170,6 +189,91 @@ def tiny_flux(seed: int = 0) -> FluxPipeline:
     )
 
 
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Train a small byte-level tokenizer on CLIP's commonest words, with a chat template."""
+    words = [f" {token.removesuffix('</w>')}" for token in clip_tokenizer().get_vocab()]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=600, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(words, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    made = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=QWEN_TOKENS,
+    )
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def qwen_config(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> Qwen3Config:
+    """Return the configuration of a narrow Qwen3."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+
+
+def tiny_klein(seed: int = 0) -> Flux2KleinPipeline:
+    """Build a random FLUX.2-klein of about 0.3 M parameters, latents of 128 channels at 1/16."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    transformer = Flux2Transformer2DModel(
+        in_channels=4 * KLEIN_CHANNELS,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * QWEN_WIDTH,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(**_vae_config(KLEIN_CHANNELS))
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(qwen_config(tokenizer, QWEN_WIDTH, QWEN_LAYERS)),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
+def tiny_zimage(seed: int = 0) -> ZImagePipeline:
+    """Build a random Z-Image of about 0.4 M parameters, 16 latent channels."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=QWEN_WIDTH,
+        axes_dims=(4, 6, 6),
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)  # zeros would hide what the padding does
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=_vae(FLUX_CHANNELS, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=Qwen3Model(qwen_config(tokenizer, QWEN_WIDTH, layers=3)),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
 def _clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -188,17 +292,20 @@ def _clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 
 def _vae(channels: int, **scaling: float) -> AutoencoderKL:
     """Build a VAE of factor 8 that is cheap at 1024 px."""
-    return AutoencoderKL(
-        sample_size=128,
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        **scaling,
-    )
+    return AutoencoderKL(**_vae_config(channels), **scaling)
+
+
+def _vae_config(channels: int) -> dict[str, Any]:
+    return {
+        "sample_size": 128,
+        "block_out_channels": (8, 8, 16, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "latent_channels": channels,
+        "norm_num_groups": 4,
+        "mid_block_add_attention": False,
+    }
 
 
 def save_tiny_owlv2(folder: Path, grid: int = 1, seed: int = 0) -> Path:
@@ -465,7 +572,7 @@ def _build_tiny_sam(checkpoint: str | None = None) -> Sam:
     return sam.eval()
 
 
-FAMILIES = {"sdxl": tiny_sdxl, "flux": tiny_flux}
+FAMILIES = {"sdxl": tiny_sdxl, "flux": tiny_flux, "klein": tiny_klein, "zimage": tiny_zimage}
 
 
 @dataclass

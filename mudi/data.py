@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mudi import segmix
 from mudi.ground.devices import on_gpu
 from mudi.ground.sheets import contact_sheet, outline
-from mudi.images import load_mask, load_rgb
+from mudi.images import Box, load_mask, load_rgb
 from mudi.metadata import Photo, Scene, Subjects
 from mudi.segmix import Cutout, SegMixStyle
 from mudi.subjects import Source, pattern
@@ -70,6 +70,7 @@ class SampleOptions:
         num_crops: evenly spread crop positions a photo; None: any pixel.
         mix: what a collage is, one of mudi.training.args.MIXES.
         pool: where mixed draws take their collages from; None composes each anew.
+        caption_boxes: a collage's prompt ends in its boxes, so that each has its own.
     """
 
     resolution: int
@@ -83,6 +84,7 @@ class SampleOptions:
     num_crops: int | None = None
     mix: str = "segmix"
     pool: Pool | None = None
+    caption_boxes: bool = False
 
 
 class Draw(NamedTuple):
@@ -106,7 +108,8 @@ class Conditioning(NamedTuple):
 class Sample:
     """pixels (S, S, 3) uint8; mask (S, S) bool, True everywhere in an unmixed photo.
 
-    `key` tells the pixels from all others'; None where they do not come again on purpose.
+    `key` tells the pixels from all others'; None where they do not come again on purpose. `boxes`:
+    a Seg-Mix collage's subjects, each by name and box (px).
     """
 
     pixels: np.ndarray
@@ -115,6 +118,7 @@ class Sample:
     conditioning: Conditioning
     mixed: bool
     key: tuple | None = None
+    boxes: tuple[tuple[str, Box], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,10 +225,13 @@ class SegMixDataset(Dataset):
         return [i for i, picture in enumerate(self._pictures) if self._cut_of(picture, rng)]
 
     def prompts(self) -> list[str]:
-        """Return every prompt that a draw can have, each once, in a fixed order."""
+        """Return every prompt that a draw can have, each once, in a fixed order.
+
+        Without those of collages that end in boxes, which are as many as collages.
+        """
         opt = self.options
         found = [caption for picture in self._pictures for caption in picture.captions]
-        mixing = opt.segmix_prob > 0
+        mixing = opt.segmix_prob > 0 and not opt.caption_boxes
         if mixing:
             found += _collage_prompts(self.subjects.names, opt.num_subjects, self._style)
         if self.prior:
@@ -289,11 +296,14 @@ class SegMixDataset(Dataset):
             collage = segmix.compose_cutmix(cutouts, rng)
         else:
             collage = segmix.compose(cutouts, opt.resolution, opt.style, rng, scales, in_a_row)
-        prompt = segmix.collage_prompt(
-            self._style, [names[photo.subject] for photo in photos], collage.background
-        )
+        shown = [names[photo.subject] for photo in photos]
+        prompt = segmix.collage_prompt(self._style, shown, collage.background)
+        boxes = () if self._cut_mix else tuple(zip(shown, collage.boxes, strict=True))
+        if opt.caption_boxes:
+            prompt = f"{prompt} {segmix.box_rows(boxes, opt.resolution)}"
         conditioning = Conditioning(opt.resolution, opt.resolution, 0, 0)
-        return Sample(np.array(collage.image), collage.mask, prompt, conditioning, mixed=True)
+        pixels = np.array(collage.image)
+        return Sample(pixels, collage.mask, prompt, conditioning, mixed=True, boxes=boxes)
 
     @cachedmethod(lambda self: self._photos)
     def _photo(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:

@@ -4,12 +4,12 @@ A base brings a `Schedule` (noise levels, targets, weights) and a denoiser, a mo
 `denoiser(sample, timesteps, prompts, conditions)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL
+from cachetools import LRUCache
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -20,8 +20,10 @@ from mudi.losses import dco_loss, masked_mse
 
 PROMPT_BYTES = 1 << 27  # of device memory; SDXL's prompts take 0.3 MB apiece, FLUX's 4 MB
 
-# prompts -> (B, T, D) token embeddings and (B, P) pooled ones
-PromptEncoder = Callable[[list[str]], tuple[Tensor, Tensor]]
+# What a base is told of B prompts: tensors (B, ...), as (B, T, D) of tokens and (B, P) pooled, or
+# lists of B tensors where prompts differ in length
+Embeddings = tuple[Any, ...]
+PromptEncoder = Callable[[list[str]], Embeddings]
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,16 @@ class Models:
         adapted: what trains, by the pipeline's part names.
         sample: makes a validation image from a seed; None without a validation prompt.
         words: learned ones, a submodule of the denoiser's.
+        drawn: another network, with which `sample` works; None: the denoiser's.
     """
 
     denoiser: nn.Module
-    vae: AutoencoderKL
+    vae: Any
     schedule: Schedule
     adapted: dict[str, Any]
     sample: Callable[[int], Image.Image] | None
     words: LearnedWords | None = None
+    drawn: nn.Module | None = None
 
 
 class PromptTable:
@@ -93,6 +97,7 @@ class PromptTable:
         device: where looked-up embeddings go.
         kept_bytes: embeddings kept there, the first ones asked for; the others are copied from
             host memory each time.
+        only_sizes: embeddings are all of one size, of which alone is asked: encode the first.
     """
 
     def __init__(
@@ -101,29 +106,75 @@ class PromptTable:
         prompts: list[str],
         device: torch.device,
         kept_bytes: int = PROMPT_BYTES,
+        only_sizes: bool = False,
     ):
         self._device = device
         self._room = kept_bytes
-        self._entries: dict[str, tuple[Tensor, Tensor]] = {}
+        self._entries: dict[str, Embeddings] = {}
         with torch.no_grad():
             for prompt in tqdm(prompts, desc="prompts", leave=False, disable=len(prompts) < 20):
-                tokens, pooled = encode([prompt])
-                self._entries[prompt] = tokens.cpu(), pooled.cpu()
+                known = next(iter(self._entries.values()), None) if only_sizes else None
+                told = encode([prompt]) if known is None else tuple(map(torch.empty_like, known))
+                self._entries[prompt] = _moved(told, torch.device("cpu"))
 
-    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens, pooled = zip(*map(self._look_up, prompts), strict=True)
-        return torch.cat(tokens), torch.cat(pooled)
+    def __call__(self, prompts: list[str]) -> Embeddings:
+        return joined(list(map(self._look_up, prompts)))
 
-    def _look_up(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def __contains__(self, prompt: str) -> bool:
+        return prompt in self._entries
+
+    def _look_up(self, prompt: str) -> Embeddings:
         entry = self._entries[prompt]
-        if entry[0].device.type == self._device.type:
+        if all(tensor.device.type == self._device.type for tensor in _tensors(entry)):
             return entry
-        moved = entry[0].to(self._device), entry[1].to(self._device)
-        size = moved[0].nbytes + moved[1].nbytes
+        moved = _moved(entry, self._device)
+        size = sum(tensor.nbytes for tensor in _tensors(moved))
         if size <= self._room:
             self._room -= size
             self._entries[prompt] = moved
         return moved
+
+
+class LivePrompts:
+    """Looks up the prompts of a table, and encodes any other when it comes, with a frozen encoder.
+
+    Each by itself, so that what it gives hangs on no other; the last few are kept, as DCO asks
+    twice.
+    """
+
+    def __init__(self, table: PromptTable, encode: PromptEncoder, kept: int = 16):
+        self._table, self._encode = table, encode
+        self._last: LRUCache = LRUCache(kept)
+
+    def __call__(self, prompts: list[str]) -> Embeddings:
+        return joined(list(map(self._look_up, prompts)))
+
+    def _look_up(self, prompt: str) -> Embeddings:
+        if prompt in self._table:
+            return self._table([prompt])
+        if prompt not in self._last:
+            with torch.no_grad():
+                self._last[prompt] = self._encode([prompt])
+        return self._last[prompt]
+
+
+def joined(prompts: Sequence[Embeddings]) -> Embeddings:
+    """Put what is told of single prompts together, as of one batch."""
+    return tuple(
+        torch.cat(parts) if isinstance(parts[0], Tensor) else [t for part in parts for t in part]
+        for parts in zip(*prompts, strict=True)
+    )
+
+
+def _tensors(told: Embeddings) -> list[Tensor]:
+    return [t for part in told for t in ([part] if isinstance(part, Tensor) else part)]
+
+
+def _moved(told: Embeddings, device: torch.device) -> Embeddings:
+    return tuple(
+        part.to(device) if isinstance(part, Tensor) else [t.to(device) for t in part]
+        for part in told
+    )
 
 
 class WordPrompts:
@@ -145,11 +196,10 @@ class WordPrompts:
         plain = dict.fromkeys(map(words.vocabulary.with_nouns, prompts))
         self._table = PromptTable(encode, list(plain), device)
 
-    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens, pooled = zip(*map(self._look_up, prompts), strict=True)
-        return torch.cat(tokens), torch.cat(pooled)
+    def __call__(self, prompts: list[str]) -> Embeddings:
+        return joined(list(map(self._look_up, prompts)))
 
-    def _look_up(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def _look_up(self, prompt: str) -> Embeddings:
         vocabulary = self._words.vocabulary
         if vocabulary.finds(prompt) and not self._words.disable_adapters:
             return self._encode([prompt])

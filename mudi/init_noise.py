@@ -6,7 +6,7 @@
     masks = latent_masks(scene.visible, latents.shape[-2:]).to(latents)        # (N, h, w)
     mask = masks.sum(0)[None, None]                                            # (1, 1, h, w)
     noise = mean_shifted_noise(latents.to(pipeline.dtype), mask, gamma, generator)
-    pipeline(prompt, latents=noise, generator=generator)  # FLUX: latents=pack(noise)
+    pipeline(prompt, latents=noise, generator=generator)  # FLUX.1: latents=pack(noise)
 
 gamma is one number, or one per subject by `gamma_map(gammas, masks)`. The pipeline gets the same
 generator objects, so that schedulers that draw noise themselves go on where this one stopped.
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch import Tensor
 from comfyui import placing
 from comfyui.shift import gamma_map, latent_masks, shift_noise
 from mudi.images import Box
-from mudi.latents import encode_images
+from mudi.latents import KL, LatentSpace, encode_images
 from mudi.layouts import (
     Layout,
     LayoutError,
@@ -96,14 +95,14 @@ def compose_layout(
     return Scene(image, visible, [Box(*box) for box in boxes])
 
 
-def subject_latents(vae: AutoencoderKL, images: Sequence[Image.Image]) -> Tensor:
+def subject_latents(vae: Any, images: Sequence[Image.Image], space: LatentSpace = KL) -> Tensor:
     """Encode collages of one size on the VAE's device: (B, C, h, w) float32, scaled as in training.
 
     The mean of the VAE's distribution is taken, not a sample: equal collages give equal latents.
     """
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     with torch.no_grad():
-        return encode_images(vae, pixels.to(vae.device), generator=None)
+        return encode_images(vae, pixels.to(vae.device), generator=None, space=space)
 
 
 def mean_shifted_noise(

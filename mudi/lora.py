@@ -1,8 +1,9 @@
 """LoRA adapters: attach, switch off, save, load."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from mudi.ground.errors import SetupError
-from mudi.ground.lora_names import SDXL_RESNETS, UNET
-from mudi.ground.lora_outline import PARTS, WEIGHTS_NAME, outline, read_header
+from mudi.ground.lora_families import SDXL_RESNETS, UNET, family_of
+from mudi.ground.lora_outline import WEIGHTS_NAME, outline, read_header
 from mudi.learned_words import LearnedWords
 from mudi.lora_files import About, read_lora, write_diffusers, write_kohya
 
@@ -27,6 +28,7 @@ KOHYA_WEIGHTS_NAME = "pytorch_lora_weights_kohya.safetensors"
 ADAPTER = "default"  # the name under which diffusers' trainers save and load
 
 ATTENTION_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+NEAR_NAMES = 4  # that a wrong target's complaint suggests
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
@@ -34,8 +36,17 @@ def add_lora(model: Any, rank: int, targets: list[str], use_dora: bool = False) 
     """Attach a LoRA (alpha = rank, gaussian init) to a frozen diffusers or transformers model.
 
     Only the adapter trains afterwards, in float32 whatever the base's precision.
+
+    Args:
+        targets: see `adapted_layers`.
+
+    Raises:
+        SetupError: one stands for no linear layer.
     """
     model.requires_grad_(False)
+    layers, named = adapted_layers(model, targets), [name for name, _ in model.named_modules()]
+    if len(layers) < sum(any(_is_meant(target, name) for target in targets) for name in named):
+        targets = layers  # a target is also the name of something else, which PEFT would refuse
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -45,6 +56,29 @@ def add_lora(model: Any, rank: int, targets: list[str], use_dora: bool = False) 
     )
     model.add_adapter(config, adapter_name=ADAPTER)
     cast_training_params(model, dtype=torch.float32)
+
+
+def adapted_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return the names of the linear layers that targets stand for.
+
+    Args:
+        targets: whole names of layers, or ends of names after a dot.
+
+    Raises:
+        SetupError: one stands for no linear layer; the message names near ones.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(_is_meant(target, name) for name in linear):
+            ends = {name[i:] for name in linear for i, c in enumerate(f".{name}") if c == "."}
+            near = get_close_matches(target, sorted(ends | {*linear}), NEAR_NAMES, cutoff=0.5)
+            known = ", ".join(near or sorted({name.split(".")[-1] for name in linear}))
+            raise SetupError(f"{target}: no linear layer has that name; there are {known}")
+    return [name for name in linear if any(_is_meant(target, name) for target in targets)]
+
+
+def _is_meant(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
 
 
 @contextmanager
@@ -84,7 +118,8 @@ def save_lora(
     Args:
         folder: made if need be.
         pipeline_class: that is to load the file, e.g. StableDiffusionXLPipeline.
-        models: adapted models by the pipeline's part names ("unet", "text_encoder", …).
+        models: adapted models by the pipeline's part names ("unet", "text_encoder", …), the
+            denoiser first.
         dtype: precision of A and B in the file.
         about: what its header is to tell people.
 
@@ -95,13 +130,12 @@ def save_lora(
         ValueError: a weight is infinite or not a number, or the pipeline has no such part; nothing
             is written.
     """
-    kind = pipeline_class.__name__
-    known = [part for family, parts in PARTS.items() if kind.startswith(family) for part in parts]
-    if foreign := sorted(models.keys() - set(known)):
-        raise ValueError(f"{kind} loads no LoRA for its {', '.join(foreign)}")
+    family = family_of(pipeline=pipeline_class.__name__)
+    if foreign := sorted(models.keys() - set(family.parts)):
+        raise ValueError(f"{family.pipeline} loads no LoRA for its {', '.join(foreign)}")
     configs = {name: model.peft_config[ADAPTER] for name, model in models.items()}
     states = adapter_weights(models)
-    return write_diffusers(folder / WEIGHTS_NAME, states, configs, about, dtype)
+    return write_diffusers(folder / WEIGHTS_NAME, states, configs, about, dtype, family)
 
 
 def save_kohya(
@@ -115,8 +149,10 @@ def save_kohya(
     Raises:
         ValueError: as `save_lora`; or it is a DoRA.
     """
-    original = has_original_names(models)
-    return write_kohya(folder / KOHYA_WEIGHTS_NAME, adapter_weights(models), about, dtype, original)
+    family = family_of(denoiser=type(next(iter(models.values()))).__name__)
+    names = has_original_names(models)
+    file, states = folder / KOHYA_WEIGHTS_NAME, adapter_weights(models)
+    return write_kohya(file, states, about, dtype, names, family=family)
 
 
 def has_original_names(models: Mapping[str, Any]) -> bool:
@@ -139,6 +175,11 @@ def adapter_weights(models: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     return states
 
 
+def copy_lora(source: Any, target: Any) -> None:
+    """Give a model that `add_lora` adapted alike another one's adapter."""
+    set_peft_model_state_dict(target, _peft_state(source), adapter_name=ADAPTER)
+
+
 def load_lora(file: Path, models: Mapping[str, Any]) -> None:
     """Load a LoRA file's effect into models that `add_lora` gave adapters of the same shape.
 
@@ -153,7 +194,7 @@ def load_lora(file: Path, models: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{file}: its {name} weights do not fit this run's adapter"
                 f"{_first_difference(state, own)}; "
-                "same --rank, --use_dora, --train_text_encoder and base model as then?"
+                "same --rank, --use_dora, --lora_targets, --train_text_encoder and base as then?"
             )
         set_peft_model_state_dict(model, state, adapter_name=ADAPTER)
 

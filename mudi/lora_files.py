@@ -19,22 +19,23 @@ from torch import Tensor
 
 from mudi.ground.errors import SetupError
 from mudi.ground.files import replace_file
+from mudi.ground.lora_families import Family
 from mudi.ground.lora_names import (
     ALPHA,
     DOWN,
     MAGNITUDE,
-    TRANSFORMER,
-    UNET,
     UP,
     diffusers_key,
     kohya_layers,
+    likely,
 )
 from mudi.ground.lora_outline import (
     ADAPTER_KEY,
     BLOCKS_KEY,
     LoraFileError,
-    places_in,
+    file_header,
     read_header,
+    recognise,
 )
 
 States = Mapping[str, Mapping[str, Tensor]]
@@ -70,7 +71,9 @@ def read_lora(file: Path) -> dict[str, dict[str, Tensor]]:
     tensors = load_file(file)
     settings = read_header(file)
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Tensor]] = {}
-    for key, found in places_in(file, list(tensors)).items():
+    shapes = {key: value.shape for key, value in tensors.items()}
+    _, places = recognise(file, shapes, file_header(file))
+    for key, found in places.items():
         group = groups.setdefault((found.part, found.layers), {})
         group[found.tensor] = tensors[key].float()
     parts: dict[str, dict[str, Tensor]] = {}
@@ -173,6 +176,7 @@ def write_diffusers(
     configs: Mapping[str, LoraConfig],
     about: About | None = None,
     dtype: torch.dtype = torch.float32,
+    family: Family | None = None,
 ) -> Path:
     """Write a LoRA or DoRA file as diffusers' own trainers do, complete or not at all.
 
@@ -181,6 +185,7 @@ def write_diffusers(
         configs: what the header is to say to diffusers, by part.
         dtype: of A and B; magnitudes stay in float32, as they are of the size of the base's
             weights, and half a per mille of those is as much as was trained.
+        family: whose LoRA it is; None: by its layers.
 
     Raises:
         SetupError: a value is too large for dtype.
@@ -196,7 +201,7 @@ def write_diffusers(
         for key, value in config.to_dict().items()
     }
     told = {key: sorted(v) if isinstance(v, set) else v for key, v in settings.items()}
-    header = _header(states, about or About())
+    header = _header(states, about or About(), family or _likely(states))
     header[ADAPTER_KEY] = json.dumps(told, indent=2, sort_keys=True)
     return replace_file(file, lambda path: save_file(tensors, path, metadata=header))
 
@@ -208,31 +213,34 @@ def write_kohya(
     dtype: torch.dtype = torch.float32,
     original: bool = True,
     more: Mapping[str, str] | None = None,
+    family: Family | None = None,
 ) -> Path:
     """Write a LoRA as kohya's trainers do: for ComfyUI, Forge, A1111, InvokeAI and sd-scripts.
 
     Args:
         original: see `mudi.ground.lora_names.kohya_layers`.
         more: entries of the header.
+        family: whose LoRA it is; None: by its layers.
 
     Raises:
         ValueError: it is a DoRA, of which each reader has its own reading, or kohya has no name for
             a layer.
         SetupError: a value is too large for dtype.
     """
+    family = family or _likely(states)
     tensors: dict[str, Tensor] = {}
     blocks = set()
     for part, state in states.items():
         if any(key.endswith(MAGNITUDE) for key in state):
             raise ValueError("a DoRA in kohya's form would be read otherwise than it was trained")
-        for name, layers in kohya_layers(part, layers_of(state), original).items():
+        for name, layers in kohya_layers(part, layers_of(state), original, family).items():
             down, up = fuse([pair(state, layer) for layer in layers])
             tensors[f"{name}.lora_down.weight"] = _cast(name, down, dtype)
             tensors[f"{name}.lora_up.weight"] = _cast(name, up, dtype)
             tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
             if len(layers) > 1:
                 blocks.add(_blocks([pair(state, layer) for layer in layers]))
-    header = _header(states, about or About()) | dict(more or {})
+    header = _header(states, about or About(), family) | dict(more or {})
     if len(blocks) == 1:
         header[BLOCKS_KEY] = str(blocks.pop())
     return replace_file(file, lambda path: save_file(tensors, path, metadata=header))
@@ -283,30 +291,17 @@ def _cast(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-_KINDS = {  # how the readers' headers call a base model, by the part that is always adapted
-    UNET: {
-        "ss_base_model_version": "sdxl_base_v1-0",
-        "ss_network_module": "networks.lora",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-    },
-    TRANSFORMER: {
-        "ss_base_model_version": "flux1",
-        "ss_network_module": "networks.lora_flux",
-        "modelspec.architecture": "flux-1-dev/lora",
-        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
-    },
-}
+def _likely(states: States) -> Family:
+    return likely({part: layers_of(state) for part, state in states.items()})
 
 
-def _header(states: States, about: About) -> dict[str, str]:
+def _header(states: States, about: About, family: Family) -> dict[str, str]:
     """Return what programs that sort and show LoRAs read."""
-    kind = next((kind for part, kind in _KINDS.items() if part in states), {})
     ranks = [len(value) for state in states.values() for k, value in state.items() if DOWN in k]
     rank = str(max(ranks, default=0))
     header = {
         "format": "pt",
-        **kind,
+        **family.header,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "ss_output_name": about.title,

@@ -64,6 +64,7 @@ from torch import Tensor
 from mudi import dora
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.flags import range_complaints
+from mudi.ground.lora_families import Family
 from mudi.ground.lora_outline import LoraFileError, LoraOutline, file_header, outline
 from mudi.learned_words import Joined, join_words, save_words
 from mudi.lora_files import TRIGGERS_KEY, About, read_lora, write_diffusers, write_kohya
@@ -142,10 +143,15 @@ def read_outlines(
             for one in found
             if one.is_dora
         ]
-    if len({one.family for one in found}) > 1:
-        told = ", ".join(f"{one.file} is {one.family}" for one in found)
+    if found and not _common(found):
+        told = ", ".join(f"{one.file} is {one.families[0].title}" for one in found)
         problems.append(f"LoRAs of different base models cannot be merged: {told}")
     return found
+
+
+def _common(outlines: Sequence[LoraOutline]) -> list[Family]:
+    """Return the families that all LoRAs can be of."""
+    return [f for f in outlines[0].families if all(f in one.families for one in outlines)]
 
 
 def read_words(outlines: Sequence[LoraOutline], problems: list[str]) -> Joined | None:
@@ -228,11 +234,12 @@ def write(
     words = [word for phrase in phrases for word in phrase.split(", ") if word]
     about = About(args.output.stem, tuple(dict.fromkeys(words)))
     dtype = getattr(torch, SAVE_PRECISIONS[args.save_precision])
-    write_diffusers(args.output, merged, configs, about, dtype)
+    family = _common(outlines)[0]
+    write_diffusers(args.output, merged, configs, about, dtype, family)
     if args.output_kohya_format:
         file = args.output.with_stem(f"{args.output.stem}_kohya")
         try:
-            write_kohya(file, merged, about, dtype)
+            write_kohya(file, merged, about, dtype, family=family)
         except ValueError as error:
             print(f"no {file}: {error}")
     return rank

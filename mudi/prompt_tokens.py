@@ -47,13 +47,14 @@ def _byte_letters() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
 
 
-def cut_text(text: str, tokenizer: Any, limit: int | None = None) -> str | None:
+def cut_text(text: str, tokenizer: Any, seen: int | None = None) -> str | None:
     """Say that a text is longer than the encoder reads; None: it is not.
 
     Args:
-        limit: tokens with the special ones; None: the tokenizer's own.
+        seen: tokens of a text that are read; None: the tokenizer's own, without special ones.
     """
-    seen = (limit or tokenizer.model_max_length) - tokenizer.num_special_tokens_to_add()
+    if seen is None:
+        seen = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
     count = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if count <= seen:
         return None

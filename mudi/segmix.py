@@ -6,6 +6,7 @@ Pure functions: randomness comes in as a `random.Random`, files and models stay 
 are pixels; a style's margins are given at its reference size and scale with the canvas.
 """
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ class SegMixStyle:
         margin_max: largest distance of a subject from its border (px).
         white_prob: probability of a white background; else it is black.
         template: prompt of a collage; knows {subjects} and {background}.
+        reads_boxes: its prompts may end in the subjects' boxes; see `box_rows`.
     """
 
     shrink: float
@@ -37,6 +39,7 @@ class SegMixStyle:
     margin_max: float
     white_prob: float
     template: str
+    reads_boxes: bool = False
 
 
 SDXL_STYLE = SegMixStyle(
@@ -59,6 +62,17 @@ FLUX_STYLE = SegMixStyle(
         "{subjects}, pasted on a plain {background} background. "
         "Tags: sticker collage, cut-out, pasted, low quality."
     ),
+)
+
+
+# The same in sentences, for text encoders that are language models.
+SENTENCES_STYLE = replace(
+    FLUX_STYLE,
+    template=(
+        "A sticker collage of low quality. It shows {subjects}, cut out of photos and pasted on a "
+        "plain {background} background."
+    ),
+    reads_boxes=True,
 )
 
 
@@ -286,6 +300,22 @@ def compose_cutmix(halves: Sequence[Cutout], rng: random.Random) -> Collage:
 def collage_prompt(style: SegMixStyle, names: Sequence[str], background: str = "white") -> str:
     """Fill the style's template; names[0] is the subject of the drawn photo (Seg-Mix, step 6)."""
     return style.template.format(subjects=listed(names), background=background)
+
+
+def box_rows(boxes: Sequence[tuple[str, Box]], size: int) -> str:
+    """Return where subjects stand, as the newest models read layouts in prompts: JSON rows.
+
+    Each is {"bbox": [y_min, x_min, y_max, x_max], "desc": name}, in 0..1000 of the canvas.
+
+    Args:
+        boxes: name and box (px) of each.
+        size: the canvas' side (px).
+    """
+    rows = [
+        {"bbox": [round(1000 * v / size) for v in (b.top, b.left, b.bottom, b.right)], "desc": name}
+        for name, b in boxes
+    ]
+    return json.dumps(rows, ensure_ascii=False)
 
 
 def listed(names: Sequence[str]) -> str:

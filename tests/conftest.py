@@ -86,9 +86,25 @@ def flux_backbone(tmp_path_factory: pytest.TempPathFactory):
     return flux_on(_built("flux", tmp_path_factory))
 
 
-@pytest.fixture(scope="session", params=["sdxl", "flux"])
+@pytest.fixture(scope="session")
+def klein_backbone(tmp_path_factory: pytest.TempPathFactory):
+    """The FLUX.2-klein script on a random FLUX.2-klein."""
+    from training import klein_on
+
+    return klein_on(_built("klein", tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def zimage_backbone(tmp_path_factory: pytest.TempPathFactory):
+    """The Z-Image script on a random Z-Image."""
+    from training import zimage_on
+
+    return zimage_on(_built("zimage", tmp_path_factory))
+
+
+@pytest.fixture(scope="session", params=["sdxl", "flux", "klein", "zimage"])
 def backbone(request: pytest.FixtureRequest):
-    """Either script, for what both must do alike."""
+    """Any script, for what all must do alike."""
     return request.getfixturevalue(f"{request.param}_backbone")
 
 

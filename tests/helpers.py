@@ -9,6 +9,9 @@ from PIL import Image
 from mudi.segmix import Cutout, cut_out
 
 ROOT = Path(__file__).parent.parent
+SCRIPT_FOLDERS = [
+    str(ROOT / name) for name in (".", "flux", "flux2", "zimage")
+]  # of training scripts
 NAMES = {"a": "olis robot", "b": "hta teddy bear", "c": "pll corgi"}
 CLASSES = {"a": "robot", "b": "teddy bear", "c": "corgi"}
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, SCRIPT_FOLDERS
 
 SHARED, GROUND, METHOD, BACKBONES, WING, METRIC, TOP = range(7)
 FLOORS = {
@@ -87,7 +87,8 @@ ONLY_FOR_SOME_FLAGS = set("bitsandbytes openai prodigyopt tensorboard torchao wa
 def test_what_only_some_flags_need_is_imported_when_they_are_given():
     """Inside functions, so that a run starts without it."""
     needed = set()
-    for path in [*FILES, *ROOT.glob("*.py"), *(ROOT / "flux").glob("*.py")]:
+    scripts = [path for folder in SCRIPT_FOLDERS for path in Path(folder).glob("*.py")]
+    for path in [*FILES, *scripts]:
         roots = {module.split(".")[0] for module in imported(path)}
         needed |= roots & ONLY_FOR_SOME_FLAGS
         tree = ast.parse(path.read_text())

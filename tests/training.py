@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import FluxPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    Flux2KleinPipeline,
+    FluxPipeline,
+    StableDiffusionXLPipeline,
+    ZImagePipeline,
+)
 from safetensors.torch import load_file
 
 import train_segmix_lora_flux
+import train_segmix_lora_klein
 import train_segmix_lora_sdxl
+import train_segmix_lora_zimage
 from mudi.lora import WEIGHTS_NAME
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -33,16 +40,26 @@ class Backbone:
     base: Path
     pipeline_class: Any
     denoiser: str  # the part that always trains
+    named_layer: str  # of it, that the script's own targets do not name
+    text_encoders: tuple[str, ...]  # that can be trained
+    more: str = ""  # flags that keep it quick
+    samples_latents: bool = True  # of the VAE's distribution, not its mean
 
     def flags(self, output_dir: Path, *more: str, data: Path = EXAMPLE) -> list[str]:
-        """Return a small run's command line; `more` overrides."""
-        return [
+        """Return a small run's command line; `more` overrides.
+
+        A base whose text encoders are not trained goes without --train_text_encoder.
+        """
+        words = [
             f"--pretrained_model_name_or_path={self.base}",
             f"--instance_data_dir={data}",
             f"--output_dir={output_dir}",
             *SMALL,
+            *self.more.split(),
             *(word for text in more for word in text.split()),
         ]
+        unknown = {"--train_text_encoder"} if not self.text_encoders else set()
+        return [word for word in words if word not in unknown]
 
     def run(self, words: list[str]) -> Namespace:
         """Run the script as `accelerate launch` would on one CPU process."""
@@ -66,11 +83,26 @@ class Backbone:
 
 
 def sdxl_on(base: Path) -> Backbone:
-    return Backbone(train_segmix_lora_sdxl, base, StableDiffusionXLPipeline, "unet")
+    script, kind = train_segmix_lora_sdxl, StableDiffusionXLPipeline
+    encoders = ("text_encoder", "text_encoder_2")
+    return Backbone(script, base, kind, "unet", "time_embedding.linear_1", encoders)
 
 
 def flux_on(base: Path) -> Backbone:
-    return Backbone(train_segmix_lora_flux, base, FluxPipeline, "transformer")
+    script, encoders = train_segmix_lora_flux, ("text_encoder",)
+    return Backbone(script, base, FluxPipeline, "transformer", "proj_out", encoders)
+
+
+def klein_on(base: Path) -> Backbone:
+    script, more = train_segmix_lora_klein, "--max_sequence_length 128"
+    kind = Flux2KleinPipeline
+    return Backbone(script, base, kind, "transformer", "proj_out", (), more, samples_latents=False)
+
+
+def zimage_on(base: Path) -> Backbone:
+    script, more = train_segmix_lora_zimage, "--max_sequence_length 128"
+    kind, layer = ZImagePipeline, "layers.0.feed_forward.w1"
+    return Backbone(script, base, kind, "transformer", layer, (), more, samples_latents=False)
 
 
 def reset_accelerate() -> None:

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from diffusers import DiffusionPipeline
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -27,6 +29,11 @@ def shapes_only() -> Iterator[None]:
         yield
     finally:
         _shapes_only.reset(token)
+
+
+def only_shapes() -> bool:
+    """Say whether loaders read configurations only; see `shapes_only`."""
+    return _shapes_only.get()
 
 
 def load_part(
@@ -75,13 +82,34 @@ def load_text_pipeline(
         index = json.loads((Path(base) / MODEL_INDEX).read_text(encoding="utf-8"))
         parts["scheduler"] = load_scheduler(getattr(diffusers, index["scheduler"][1]), base)
         for name in index:
-            if name.startswith("text_encoder"):
+            if name.startswith("text_encoder") and name not in without:
                 encoder: Any = getattr(transformers, index[name][1])
                 config = encoder.config_class.from_pretrained(base, subfolder=name)
                 with torch.device("meta"):
                     model = encoder._from_config(config, dtype=dtype)
                 parts[name] = model.to_empty(device="cpu").eval()
     return kind.from_pretrained(base, dtype=dtype, **parts, **hub)
+
+
+def complete(text: Any, **networks: Any) -> Any:
+    """Return a pipeline of the same kind and settings as another, with these networks in it."""
+    settings = {
+        name: text.config[name]
+        for name in signature(type(text).__init__).parameters
+        if name in text.config and name not in text.components
+    }
+    return type(text)(**{**text.components, **networks}, **settings)
+
+
+def skeleton(base: str, subfolder: str, **hub: Any) -> nn.Module:
+    """Build a base's network by its configuration, on the meta device, without weights.
+
+    Raises:
+        OSError: there is no such model, or it can't be reached.
+    """
+    kind = getattr(diffusers, DiffusionPipeline.load_config(base, **hub)[subfolder][1])
+    config = kind.load_config(base, subfolder=subfolder, **hub)
+    return _built(lambda: kind.from_config(config), torch.float32)
 
 
 def load_scheduler(kind: Any, base: str, **hub: Any) -> Any:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from mudi.backbones import parts
 from mudi.denoising import Corrupted, PromptEncoder
-from mudi.latents import decode_latents
+from mudi.latents import KL, decode_latents
 from mudi.learned_words import LearnedWords
 from mudi.losses import min_snr_weight
 
+SPACE = KL
 NO_PROMPT = ""  # the unconditional half of classifier-free guidance
 
 
@@ -209,12 +210,15 @@ def sample_image(
     resolution: int,
     num_steps: int,
     seed: int,
+    guidance_scale: float | None = None,
 ) -> Image.Image:
     """Make one square image; decodes in the VAE's own precision, whatever the UNet's.
 
     Args:
         encode: must know the prompt and NO_PROMPT.
+        guidance_scale: None: the pipeline's own.
     """
+    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     with torch.no_grad():
         (tokens, pooled), (no_tokens, no_pooled) = encode([prompt]), encode([NO_PROMPT])
     if pipeline.config.force_zeros_for_empty_prompt:
@@ -230,6 +234,7 @@ def sample_image(
         num_inference_steps=num_steps,
         generator=torch.Generator(pipeline.unet.device).manual_seed(seed),
         output_type="latent",
+        **guidance,
     ).images
     with torch.no_grad():
         decoded = decode_latents(pipeline.vae, latents).float()

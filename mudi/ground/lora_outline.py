@@ -13,7 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mudi.ground.errors import SetupError
-from mudi.ground.lora_names import CLIP, CLIP_2, DOWN, MAGNITUDE, TRANSFORMER, UNET, Place, place
+from mudi.ground.lora_families import FAMILIES, TRANSFORMER, UNET, Family
+from mudi.ground.lora_names import DOWN, MAGNITUDE, UP, Place, knows, place
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -21,8 +22,6 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 BLOCKS_KEY = "mudi_fused_blocks"  # header: a fused layer's ranks are so many layers', side by side
 ADAPTER_KEY = "lora_adapter_metadata"  # header: diffusers' name for the adapters' settings
 
-# The parts that can be adapted, the denoiser first, by how the pipeline's class name begins.
-PARTS = {"StableDiffusionXL": (UNET, CLIP, CLIP_2), "Flux": (TRANSFORMER, CLIP)}
 # What is seen in keys of no known place, the telling first; what it means, what to do.
 _FOREIGN = {
     r"lokr_|hada_|\bglora\b|\bia3\b": "a LyCORIS adapter (LoKr, LoHa, ...), not a LoRA; resize or "
@@ -31,7 +30,7 @@ _FOREIGN = {
     r"dora_scale": "a DoRA in kohya's form, of which each program has its own reading; give the "
     f"one that diffusers loads ({WEIGHTS_NAME}), or a plain LoRA",
     r"lora_mid\.": "a LoRA with Tucker cores, which are not supported; save it without (CP) cores",
-    r"^lora_te_": "a LoRA of Stable Diffusion 1.5 or 2; SDXL and FLUX have other layers",
+    r"^lora_te_": "a LoRA of Stable Diffusion 1.5 or 2; those known here have other layers",
     r"^lora_te3_|^text_encoder_[23]\..*(SelfAttention|DenseReluDense)": "adapts the T5 text "
     "encoder, which stays as it is here; leave its keys out",
     r"norm\.(key|query)_norm|lora_B\.bias|\.(diff|diff_b|set_weight)$": "a control LoRA of Black "
@@ -40,6 +39,8 @@ _FOREIGN = {
     "save it once with diffusers",
 }
 _CROSS_ATTENTION = re.compile(r"attn2\.to_[kv]$")
+_TITLES = ", ".join(family.title for family in FAMILIES)
+_ARCHITECTURES = ("modelspec.architecture", "ss_base_model_version")  # headers that tell the base
 _OLDER_WIDTHS = {768: "1.5", 1024: "2"}  # of text, which SDXL's cross-attention has 2048 wide
 
 
@@ -52,7 +53,7 @@ class LoraOutline:
     """What a LoRA file adapts.
 
     Attributes:
-        family: the key of PARTS that fits.
+        families: those that it can be of; more than one where neither names nor header tell.
         parts: the family's parts that it has layers of, the denoiser first.
         ranks: of the layers, ascending; more than one where layers differ.
         is_dora: it has DoRA's magnitudes.
@@ -61,7 +62,7 @@ class LoraOutline:
     """
 
     file: Path
-    family: str
+    families: tuple[Family, ...]
     parts: tuple[str, ...]
     ranks: tuple[int, ...]
     is_dora: bool
@@ -88,41 +89,78 @@ def outline(path: Path) -> LoraOutline:
         path: a file, a training run's folder or a PEFT folder.
 
     Raises:
-        LoraFileError: there is none, or not one of SDXL or FLUX, or of a kind that is unknown here.
+        LoraFileError: there is none, or not of a base model or a kind that is known here.
     """
     file = lora_path(path)
-    places, shapes, dtypes = _read(file)
-    parts = {found.part for found in places.values()}
+    shapes, dtypes = _read(file)
+    header = file_header(file)
+    families, places = recognise(file, shapes, header)
     _refuse_older(file, places, shapes)
-    blocks = int(file_header(file).get(BLOCKS_KEY, 1))
+    blocks = int(header.get(BLOCKS_KEY, 1))
     downs = {key: found for key, found in places.items() if found.tensor == DOWN}
     ranks = {shapes[key][0] // (blocks if len(p.layers) > 1 else 1) for key, p in downs.items()}
     notes: tuple[str, ...] = ()
     if any(key.startswith("base_model.") for key in places) and not _peft_settings(file):
         notes = (f"{file}: no {PEFT_CONFIG} beside it; alpha is taken to be the rank",)
-    for family, own in PARTS.items():
-        if own[0] in parts and parts <= set(own):
-            return LoraOutline(
-                file=file,
-                family=family,
-                parts=tuple(part for part in own if part in parts),
-                ranks=tuple(sorted(ranks)),
-                is_dora=any(found.tensor == MAGNITUDE for found in places.values()),
-                precisions=tuple(sorted({dtypes[key] for key in downs})),
-                notes=notes,
-            )
-    held = ", ".join(sorted(parts)) or "nothing"
-    raise LoraFileError(f"{file}: adapts {held}, as neither SDXL nor FLUX has them")
+    parts = {found.part for found in places.values()}
+    return LoraOutline(
+        file=file,
+        families=families,
+        parts=tuple(part for part in families[0].parts if part in parts),
+        ranks=tuple(sorted(ranks)),
+        is_dora=any(found.tensor == MAGNITUDE for found in places.values()),
+        precisions=tuple(sorted({dtypes[key] for key in downs})),
+        notes=notes,
+    )
 
 
-def places_in(file: Path, keys: Sequence[str]) -> dict[str, Place]:
-    """Return what each key of a file means.
+def recognise(
+    file: Path, shapes: Mapping[str, Sequence[int]], header: Mapping[str, str]
+) -> tuple[tuple[Family, ...], dict[str, Place]]:
+    """Return the families that a file can be of, and what its keys mean in their vocabulary.
+
+    Those that know the most of its layers, by name and height; of these, if one, the header's.
+
+    Args:
+        shapes: of all its tensors, by key.
 
     Raises:
-        LoraFileError: one is of no known vocabulary; what the file seems to be, in one line.
+        LoraFileError: a key is of no known vocabulary, or no family has them all; what the file
+            seems to be, in one line.
     """
-    found = {key: place(key) for key in keys}
-    lost = [key for key, known in found.items() if known is None]
+    found = {family: {key: place(key, family) for key in shapes} for family in FAMILIES}
+    lost = [key for key in shapes if all(places[key] is None for places in found.values())]
+    _refuse_lost(file, lost)
+    fits: dict[Family, dict[str, Place]] = {}
+    for family, places in found.items():
+        known = {key: one for key, one in places.items() if one is not None}
+        if len(known) == len(shapes) and any(p.part == family.parts[0] for p in known.values()):
+            fits[family] = known
+    if not fits:
+        parts = {one.part for places in found.values() for one in places.values() if one}
+        held = ", ".join(sorted(parts)) or "nothing"
+        raise LoraFileError(f"{file}: adapts {held}, as no base model known here ({_TITLES})")
+    counts = {family: _count_known(family, places, shapes) for family, places in fits.items()}
+    best = [family for family, count in counts.items() if count == max(counts.values())]
+    told = [f for f in best if any(header.get(key) == f.header[key] for key in _ARCHITECTURES)]
+    families = tuple(told or best)
+    return families, fits[families[0]]
+
+
+def _count_known(
+    family: Family, places: Mapping[str, Place], shapes: Mapping[str, Sequence[int]]
+) -> int:
+    """Count the layers that a family has under these names and with these heights."""
+    widths = {p.layers: shapes[key][1] for key, p in places.items() if p.tensor == DOWN}
+    count = 0
+    for key, found in places.items():
+        if found.tensor == UP and knows(family, found):
+            height, width = family.height(found.layers), widths.get(found.layers)
+            count += height is None or width is None or shapes[key][0] == height * width
+    return count
+
+
+def _refuse_lost(file: Path, lost: Sequence[str]) -> None:
     for pattern, meaning in _FOREIGN.items():
         for key in lost:
             if re.search(pattern, key):
@@ -130,13 +168,12 @@ def places_in(file: Path, keys: Sequence[str]) -> dict[str, Place]:
     if lost:
         raise LoraFileError(
             f"{file}: {lost[0]!r} is of no LoRA naming that is known here (diffusers, kohya, "
-            "ai-toolkit, PEFT for SDXL and FLUX)"
+            f"ai-toolkit, PEFT for {_TITLES})"
         )
-    return {key: known for key, known in found.items() if known is not None}
 
 
-def _read(file: Path) -> tuple[dict[str, Place], dict[str, list[int]], dict[str, str]]:
-    """Return the place, shape and precision of each tensor."""
+def _read(file: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Return the shape and the precision of each tensor."""
     if not file.is_file():
         raise LoraFileError(f"{file}: no such file")
     if file.suffix in PICKLES:
@@ -151,7 +188,7 @@ def _read(file: Path) -> tuple[dict[str, Place], dict[str, list[int]], dict[str,
             dtypes = {key: str(part.get_dtype()) for key, part in slices.items()}
     except SafetensorError as error:
         raise LoraFileError(f"{file}: not a safetensors file ({error})") from error
-    return places_in(file, list(shapes)), shapes, dtypes
+    return shapes, dtypes
 
 
 def _refuse_older(
@@ -167,13 +204,15 @@ def _refuse_older(
                 )
 
 
-def family_complaint(told: LoraOutline, family: str, title: str) -> str | None:
-    """Say in one line that a LoRA is for another kind of base model than `title`, if it is."""
-    if told.family == family:
+def family_complaint(told: LoraOutline, pipeline: str, title: str) -> str | None:
+    """Say in one line that a LoRA is for another base model than `title`, if it is.
+
+    Args:
+        pipeline: the exact name of the base model's pipeline class.
+    """
+    if any(family.pipeline == pipeline for family in told.families):
         return None
-    other = {"StableDiffusionXL": "SDXL", "Flux": "FLUX"}[told.family]
-    article = "an" if other == "SDXL" else "a"
-    return f"{told.file}: {article} {other} LoRA, and the base model is {title}"
+    return f"{told.file}: a LoRA of {told.families[0].title}, and the base model is {title}"
 
 
 def file_header(file: Path) -> dict[str, str]:

@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mudi.backbones.table import FLUX, SDXL
+from mudi.backbones.table import BACKBONES
 from mudi.ground.flags import DTYPES, flag
 from mudi.segmix import COLLAGE_NEGATIVE_PROMPT
 
 SDXL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 RANDOM, LLM = "random", "llm"  # values of --layout that are no file
 SCHEDULERS = ("euler", "euler_a", "ddim", "dpmpp_2m", "unipc")
+
+
+def told_of(attribute: str) -> str:
+    """Return what each backbone's row says of a thing, in words."""
+    rows = BACKBONES.values()
+    return ", ".join(f"{getattr(row, attribute)} for {row.title}" for row in rows)
 
 
 @dataclass
@@ -25,7 +31,7 @@ class PipelineArgs:
     cache_dir: str | None = flag(None, "where downloads from the hub are kept")
     dtype: str | None = flag(
         None,
-        "unset: fp32 on a CPU, else fp16 for SDXL and bf16 for FLUX",
+        f"unset: fp32 on a CPU, else {told_of('precision')}",
         choices=DTYPES,
         origin=True,
     )
@@ -72,7 +78,7 @@ class Start:
         None,
         "strength of the mean shift: a number, or ID=NUMBER a subject; 3x: three times the "
         "signal at the first step, as in a public fork's port of the authors' notebook for more "
-        f"than two subjects; unset: {SDXL.gamma} for SDXL, {FLUX.gamma} for FLUX",
+        f"than two subjects; unset: {told_of('gamma')}",
         nargs="+",
     )
     layout: str = flag(RANDOM, "random, llm, or a JSON file")

@@ -81,7 +81,7 @@ def lora_outlines(
         except LoraFileError as error:
             problems.append(f"--lora {error}")
             continue
-        complaint = family_complaint(told, backbone.lora_family, backbone.title)
+        complaint = family_complaint(told, backbone.pipeline, backbone.title)
         if complaint:
             problems.append(f"--lora {complaint}")
         found.append(told)
@@ -110,7 +110,7 @@ def load_loras(
     names = [f"lora_{i}" for i in range(len(used))]
     for name, (path, _) in zip(names, used, strict=True):
         told = outline(find_lora(path, cache_dir))
-        complaint = family_complaint(told, backbone.lora_family, backbone.title)
+        complaint = family_complaint(told, backbone.pipeline, backbone.title)
         if complaint:
             raise LoraFileError(complaint)
         states = read_lora(told.file)

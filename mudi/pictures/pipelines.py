@@ -4,7 +4,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from mudi.backbones.table import Backbone, backbone_of
 from mudi.ground.devices import on_gpu
@@ -50,7 +50,7 @@ def pipeline_backbone(
         SetupError: it can't be reached, or is of another kind.
     """
     with loading(BASE_FLAG, base):
-        config = DiffusionPipeline.load_config(base, revision=revision, cache_dir=cache_dir)
+        config = _config(base, revision, cache_dir)
     try:
         return backbone_of(config["_class_name"])
     except SetupError as error:
@@ -65,8 +65,12 @@ def base_scheduler(base: str, revision: str | None = None, cache_dir: str | None
     """
     hub = {"revision": revision, "cache_dir": cache_dir}
     with loading(BASE_FLAG, base):
-        _, name = DiffusionPipeline.load_config(base, **hub)["scheduler"]
+        _, name = _config(base, **hub)["scheduler"]
         return getattr(diffusers, name).from_pretrained(base, subfolder="scheduler", **hub)
+
+
+def _config(base: str, revision: str | None, cache_dir: str | None) -> dict[str, Any]:
+    return DiffusionPipeline.load_config(base, revision=revision, cache_dir=cache_dir)
 
 
 def default_dtype(backbone: Backbone, device: torch.device) -> torch.dtype:
@@ -83,13 +87,13 @@ def load_pipeline(
     variant: str | None = None,
     cache_dir: str | None = None,
 ) -> DiffusionPipeline:
-    """Load an SDXL or FLUX pipeline into host memory; see `place`.
+    """Load a backbone's pipeline into host memory; see `place`.
 
     Args:
         base: folder or hub id.
         vae: another VAE than the base's own.
         device: where it is going to run.
-        dtype: None: float32 on a CPU, else float16 for SDXL and bfloat16 for FLUX.
+        dtype: None: float32 on a CPU, else the backbone's.
 
     Raises:
         SetupError: it can't be loaded.
@@ -100,7 +104,8 @@ def load_pipeline(
     parts: dict[str, Any] = {}
     if vae:
         with loading(VAE_FLAG, vae):
-            parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype, cache_dir=cache_dir)
+            kind = getattr(diffusers, _config(base, revision, cache_dir)["vae"][1])
+            parts["vae"] = kind.from_pretrained(vae, dtype=dtype, cache_dir=cache_dir)
     hub = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
     with loading(BASE_FLAG, base):
         pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **hub, **parts)

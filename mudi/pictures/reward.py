@@ -20,7 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from mudi.backbones.table import backbone_of
+from mudi.backbones.table import BUILT_IN, CALLS, LISTS, ROWS, backbone_of
 from mudi.ground.errors import SetupError
 from mudi.learned_words import attached
 from mudi.lora import adapters_off
@@ -73,7 +73,7 @@ def reward_guidance(
     network = getattr(pipeline, backbone.denoiser)
     models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     models += attached(pipeline)
-    kind = _Distilled if backbone.flow else _Guided
+    kind = _KINDS[backbone.guidance]
     with torch.no_grad(), adapters_off(*models):
         base = kind(pipeline, base_prompts, guidance_scale, negative_prompt)
     rewards = rewards.to(base.tokens.device)
@@ -147,6 +147,68 @@ class _Distilled:
 
     def mixed(self, base: Tensor, adapted: Tensor, rewards: Tensor) -> Tensor:
         return _towards(base, adapted, rewards)
+
+
+class _Calls:
+    """FLUX.2-klein's calls: a step's first is of the prompt, its second of null; see `mixed`."""
+
+    def __init__(self, pipeline: Any, prompts: list[str], scale: float, negative: str | None):
+        if scale <= 1 or pipeline.config.is_distilled:
+            raise SetupError(
+                "reward guidance needs a null pass: a guidance scale above 1, and a model "
+                "that is not distilled"
+            )
+        self.tokens, _ = pipeline.encode_prompt(prompts)
+        self._scale, self._calls = scale, 0
+
+    def adapted_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        self._calls += 1
+        return args, kwargs
+
+    @property
+    def _of_null(self) -> bool:
+        return self._calls % 2 == 0
+
+    def base_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        return args, kwargs if self._of_null else kwargs | {"encoder_hidden_states": self.tokens}
+
+    def mixed(self, base: Tensor, adapted: Tensor, rewards: Tensor) -> Tensor:
+        """Return null's answer of the base, or the prompt's between base and adapted network."""
+        if self._of_null:
+            return base
+        rows = rewards.flatten(2).transpose(1, 2)  # as answers lie: (B, h * w, C)
+        return _towards(base, adapted, rows / self._scale)
+
+
+class _Listed:
+    """Z-Image's calls: of lists [c, null] the adapted network gets c; the base gets [c_base, null].
+
+    The pipeline's pos + s (pos - neg) is guidance by s + 1.
+    """
+
+    def __init__(self, pipeline: Any, prompts: list[str], scale: float, negative: str | None):
+        if scale <= 0:
+            raise SetupError("reward guidance needs a null pass: a guidance scale above 0")
+        tokens, no_tokens = pipeline.encode_prompt(
+            list(prompts), negative_prompt=[negative] * len(prompts) if negative else None
+        )
+        self.tokens, self._both = tokens[0], tokens + no_tokens
+        self._scale = scale + 1
+
+    def adapted_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        return tuple(rows[: len(rows) // 2] for rows in args), kwargs
+
+    def base_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        pictures, timesteps, _ = args
+        return (pictures * 2, timesteps.repeat(2), self._both), kwargs
+
+    def mixed(self, base: list[Tensor], adapted: list[Tensor], rewards: Tensor) -> list[Tensor]:
+        weights = rewards.unsqueeze(2) / self._scale  # (B, C, 1, h, w)
+        guided = map(_towards, base[: len(adapted)], adapted, weights)
+        return [*guided, *base[len(adapted) :]]
+
+
+_KINDS: dict[str, Any] = {ROWS: _Guided, LISTS: _Listed, CALLS: _Calls, BUILT_IN: _Distilled}
 
 
 def _prompted(rows: Tensor) -> Tensor:

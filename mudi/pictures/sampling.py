@@ -1,4 +1,4 @@
-"""Pictures of several subjects from mean-shifted noise, by a stock SDXL or FLUX pipeline.
+"""Pictures of several subjects from mean-shifted noise, by stock pipelines.
 
 sampler = Sampler(pipeline, sampling, subjects)
 pictures = sampler.draw([Shot("a photo of a olis robot and a hta teddy bear", seed=0)])
@@ -29,7 +29,7 @@ from diffusers import (
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mudi.backbones.table import backbone_of
+from mudi.backbones.table import BUILT_IN, backbone_of
 from mudi.ground.errors import SetupError
 from mudi.ground.sheets import COLOURS, contact_sheet
 from mudi.images import load_mask, load_rgb
@@ -163,7 +163,7 @@ class Sampler:
     """Makes pictures; each is a function of its shot alone.
 
     Args:
-        pipeline: SDXL or FLUX. Make the sampler before CPU offload is switched on.
+        pipeline: of a backbone in the table. Make the sampler before CPU offload is switched on.
         sampling: how it is called.
         subjects: whose cut-outs the pictures start from; None: every picture starts from noise.
         device: where collages are encoded; None: the pipeline's.
@@ -180,14 +180,17 @@ class Sampler:
     ):
         self.pipeline = pipeline
         self.backbone = backbone_of(type(pipeline).__name__)
-        side = pipeline.default_sample_size * pipeline.vae_scale_factor
+        # Z-Image's pipeline does not say; all draw 1024 px
+        side = getattr(pipeline, "default_sample_size", 128) * pipeline.vae_scale_factor
         self.size = sampling.size or (side, side)
         unit = self.backbone.size_unit
         if any(length % unit for length in self.size):
             raise SamplingError(f"{self.size[0]}x{self.size[1]}: both must be multiples of {unit}")
         width, height = (length // pipeline.vae_scale_factor for length in self.size)
-        self._latent_shape = 1, pipeline.vae.config.latent_channels, height, width
-        if self.backbone.flow and sampling.negative_prompt:
+        self._space = self.backbone.module.SPACE
+        channels = pipeline.vae.config.latent_channels
+        self._latent_shape = self._space.shape(channels, (height, width))
+        if sampling.negative_prompt and not self.backbone.negative_prompt:
             raise SamplingError(f"{self.backbone.title} takes no negative prompt; leave it out")
         settings = {
             "num_inference_steps": sampling.steps,
@@ -254,7 +257,7 @@ class Sampler:
             more["callback_on_step_end"] = _telling(on_step)
         with self._guidance(shots, starts):
             images = self.pipeline(
-                [shot.prompt for shot in shots],
+                prompt=[shot.prompt for shot in shots],
                 width=self.size[0],
                 height=self.size[1],
                 latents=self.backbone.module.to_pipeline(noise),
@@ -289,7 +292,9 @@ class Sampler:
             if start is None:
                 raise SamplingError("a reward for each subject needs their places: give a gamma")
             masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
-            elsewhere = 1.0 if self.backbone.flow else self._guidance_scale
+            elsewhere = 1.0
+            if self.backbone.guidance != BUILT_IN:
+                elsewhere += self._guidance_scale - self.backbone.unguided
             reward = reward_map([reward[p.subject] for p in start.photos], masks, elsewhere)
         return torch.zeros(self._latent_shape) + reward
 
@@ -299,11 +304,12 @@ class Sampler:
         mask = torch.zeros_like(latents[:, :1])
         gamma: float | Tensor = 0.0
         if start is not None:
-            latents = subject_latents(self._vae, [start.scene.image]).cpu()
+            latents = subject_latents(self._vae, [start.scene.image], self._space).cpu()
             masks = latent_masks(start.scene.visible, self._latent_shape[-2:])
             mask = masks.sum(0)[None, None]
             gamma = _gamma(shot, start, masks)
-        return mean_shifted_noise(latents.to(self._denoiser.dtype), mask, gamma, generator)
+        dtype = torch.float32 if self.backbone.float_noise else self._denoiser.dtype
+        return mean_shifted_noise(latents.to(dtype), mask, gamma, generator)
 
 
 def _telling(on_step: Callable[[int, int], None]) -> Callable[..., dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from mudi.backbones.table import Backbone
+from mudi.backbones.table import BUILT_IN, Backbone
 from mudi.ground.files import unwritable
 from mudi.ground.flags import id_numbers, looks_local, range_complaints
 from mudi.metadata import MetadataError, Subjects, load_subjects
@@ -177,8 +177,12 @@ def backbone_complaints(args: PictureArgs, backbone: Backbone) -> list[str]:
     """Complain about what a backbone has no use for, once it is known which it is."""
     complaints = [
         f"--{flag}: {backbone.title} takes none; leave it out"
-        for flag in ("negative_prompt", "no_collage_look", "scheduler")
-        if backbone.flow and getattr(args, flag)
+        for flag, takes in (
+            ("negative_prompt", backbone.negative_prompt),
+            ("no_collage_look", backbone.negative_prompt),
+            ("scheduler", not backbone.flow),
+        )
+        if getattr(args, flag) and not takes
     ]
     if backbone.flow and args.export_noise:
         complaints.append(
@@ -207,8 +211,9 @@ def reward_complaints(
         complaints.append("needs a --lora of a scale other than 0, whose pull it sets")
     if not args.instance_data_dir:
         complaints.append("needs --instance_data_dir: the base is asked without the names there")
-    if not backbone.flow and args.guidance_scale is not None and args.guidance_scale <= 1:
-        complaints.append(f"needs a --guidance_scale above 1, not {args.guidance_scale}")
+    scale, least = args.guidance_scale, backbone.unguided
+    if backbone.guidance != BUILT_IN and scale is not None and scale <= least:
+        complaints.append(f"needs a --guidance_scale above {least:g}, not {scale}")
     if isinstance(reward, dict) and gamma == 0:
         complaints.append("one number a subject needs places: give one for all, or a --gamma")
     return [f"--reward_guidance: {complaint}" for complaint in complaints]
@@ -223,7 +228,10 @@ def start_complaints(
     """Complain about prompts that name no subject to start from, or a start that is not used."""
     if gamma == 0:
         unused = ["--scales"] * bool(args.scales) + ["--layout"] * (args.layout != RANDOM)
-        return [f"{f} does nothing with gamma 0 (FLUX's default); give a --gamma" for f in unused]
+        return [
+            f"{f} does nothing with gamma 0 (flow matching's default); give a --gamma"
+            for f in unused
+        ]
     if subjects is None:
         return ["--gamma needs --instance_data_dir, the subjects to start from"]
     return nameless_complaints(prompts, subjects.names, "; or use --gamma 0")

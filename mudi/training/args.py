@@ -1,4 +1,4 @@
-"""The flags that both training scripts have, and what they mean. Knows no torch."""
+"""The flags that all training scripts have, and what they mean. Knows no torch."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ MAX_SEED = 2**32 - 1  # numpy's
 OPTIMIZERS = ("adamw", "adafactor", "prodigy")
 SAVE_PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "float32": "float32"}  # torch's words
 QUANTIZED = ("none", "nf4", "int8")
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none")
 TRACKERS = ("tensorboard", "wandb")
 NO_TOKENS = (
     "arguments are seen by process lists, launchers and trackers: set HF_TOKEN or run "
@@ -39,6 +40,14 @@ class Model:
     variant: str | None = flag(None, 'weight files to load, e.g. "fp16"')
     cache_dir: str | None = flag(None, "where downloads from the hub are kept", on_resume=FREE)
     rank: int = flag(4, "rank of the LoRA; alpha is the same", at_least=1, on_resume=FIXED)
+    lora_targets: list[str] | None = flag(
+        None,
+        "linear layers of the denoiser that the LoRA adapts, in place of the script's own: ends of "
+        "names, as to_q, or whole ones",
+        nargs="+",
+        metavar="NAME",
+        on_resume=FIXED,
+    )
     use_dora: bool = flag(False, "train a DoRA, not a plain LoRA", on_resume=FIXED)
     resume_lora: str | None = flag(
         None,
@@ -133,6 +142,12 @@ class SegMix:
         nargs="+",
         metavar="ID=SCALE",
     )
+    caption_boxes: bool = flag(
+        False,
+        "an experiment, untried on real weights: a collage's prompt ends in its subjects' boxes, "
+        "as models read layouts; the text encoder then stays loaded and encodes every collage's "
+        "prompt anew (FLUX.2-klein, Z-Image)",
+    )
     soft_alpha: float = flag(
         1.0,
         "weight of a collage's background in the loss, 0 (subjects only) to 1 (no masking)",
@@ -148,7 +163,7 @@ class Loss:
     dco_beta: float | None = flag(
         None,
         "strength of the DCO loss, which ties the subjects to the base model; 0: plain squared "
-        "error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; FLUX: 0)",
+        "error; unset: the script's own (SDXL: 1000, or 0 with prior preservation; else 0)",
         at_least=0,
     )
     with_prior_preservation: bool = flag(False, "train half of every step on class pictures")
@@ -262,7 +277,7 @@ class Output:
     )
     save_precision: str | None = flag(
         None,
-        "of the LoRA files, not of resumable states; unset: fp16 for SDXL, bf16 for FLUX",
+        "of the LoRA files, not of resumable states; unset: fp16 for SDXL, else bf16",
         choices=tuple(SAVE_PRECISIONS),
         on_resume=FREE,
     )
@@ -281,6 +296,15 @@ class Output:
     )
     validation_prompt: str | None = flag(
         None, "prompt of the images made while training", on_resume=FREE
+    )
+    validation_model: str | None = flag(
+        None,
+        "model that the LoRA will be used on, as a distilled one (folder or hub id, of the base's "
+        "kind): images are made with it, and its denoiser stays loaded beside the one that trains",
+        on_resume=FREE,
+    )
+    validation_guidance_scale: float | None = flag(
+        None, "of those images, as distilled models want it; unset: the script's", on_resume=FREE
     )
     num_validation_images: int = flag(4, "images each time", at_least=1, on_resume=FREE)
     validation_epochs: int = flag(
@@ -321,7 +345,26 @@ class Refused:
 
 @dataclass
 class TrainingArgs(Model, Data, SegMix, Loss, Training, Optimizer, Output, Refused):
-    """What both training scripts take."""
+    """What all training scripts take."""
+
+
+@dataclass
+class FlowMatching:
+    """flow matching"""
+
+    weighting_scheme: str = flag(
+        "none",
+        "which noise levels are drawn more often, or weighed more",
+        choices=WEIGHTING_SCHEMES,
+    )
+    logit_mean: float = flag(0.0, "of logit_normal's normal")
+    logit_std: float = flag(1.0, "of logit_normal's normal", above=0)
+    mode_scale: float = flag(1.29, "of the mode scheme")
+
+
+def density(args: FlowMatching) -> tuple[str, float, float, float]:
+    """Return what `mudi.backbones.flow.FlowSchedule` takes."""
+    return args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale
 
 
 def trackers(report_to: str) -> list[str]:

@@ -21,6 +21,7 @@ from mudi.ground.flags import (
     range_complaints,
     text_complaints,
 )
+from mudi.ground.lora_families import family_of
 from mudi.ground.lora_outline import LoraFileError, family_complaint, outline
 from mudi.metadata import PRIOR_FILENAME, MetadataError, Photo, Subjects, load_subjects
 from mudi.segmix import SegMixStyle
@@ -65,6 +66,7 @@ def check_args(args: TrainingArgs, backbone: Backbone) -> list[str]:
         *_start_complaints(args, backbone),
         *_word_complaints(args, backbone),
         *data_complaints(args, backbone.size_unit),
+        *_box_complaints(args, backbone),
         *_optimizer_complaints(args),
         *_output_complaints(args),
     ]
@@ -78,11 +80,21 @@ def _number_complaints(args: TrainingArgs) -> list[str]:
 
 
 def _model_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
-    flag, name = "--pretrained_model_name_or_path", args.pretrained_model_name_or_path
-    if not name:
-        return [f"{flag} is missing: a base model's folder or hub id"]
-    complaints = model_folder_complaints(flag, name, MODEL_INDEX)
-    if complaints or not Path(name).is_dir():
+    base_flag, other_flag = "--pretrained_model_name_or_path", "--validation_model"
+    complaints = [f"{base_flag} is missing: a base model's folder or hub id"] * (not args.base)
+    complaints += _kind_complaints(base_flag, args.base, backbone)
+    complaints += _kind_complaints(other_flag, args.validation_model or "", backbone)
+    if args.train_text_encoder and len(family_of(pipeline=backbone.pipeline).parts) == 1:
+        complaints.append(f"--train_text_encoder: {backbone.title}'s LoRAs have no part for it")
+    if args.validation_model and not args.validation_prompt:
+        complaints.append(f"{other_flag} draws --validation_prompt, and there is none")
+    return complaints
+
+
+def _kind_complaints(flag: str, name: str, backbone: Backbone) -> list[str]:
+    """Complain about a folder of another kind of model; of hub ids see `targets`."""
+    complaints = model_folder_complaints(flag, name, MODEL_INDEX) if name else []
+    if complaints or not name or not Path(name).is_dir():
         return complaints
     try:
         kind = json.loads((Path(name) / MODEL_INDEX).read_text(encoding="utf-8"))["_class_name"]
@@ -102,7 +114,7 @@ def _start_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
     except LoraFileError as error:
         return [f"--resume_lora {error}"]
     told = f"--resume_lora {start.file}"
-    if complaint := family_complaint(start, backbone.lora_family, backbone.title):
+    if complaint := family_complaint(start, backbone.pipeline, backbone.title):
         return [f"--resume_lora {complaint}"]
     complaints = []
     if len(start.ranks) > 1:
@@ -130,6 +142,18 @@ def _word_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
         return []
     file = words_file(Path(args.resume_lora))
     return [f"--resume_lora: {file} are learned words; pass --learn_words"] if file else []
+
+
+def _box_complaints(args: TrainingArgs, backbone: Backbone) -> list[str]:
+    if not args.caption_boxes:
+        return []
+    if not backbone.style.reads_boxes:
+        return [f"--caption_boxes: {backbone.title}'s prompts carry no boxes; leave it out"]
+    if args.mix == "cutmix":
+        return ["--caption_boxes are of subjects cut out: not with --mix cutmix"]
+    if getattr(args, "encode_on_cpu", False):
+        return ["--caption_boxes encodes prompts in every step: leave --encode_on_cpu out"]
+    return []
 
 
 def data_complaints(args: TrainingArgs, multiple_of: int) -> list[str]:

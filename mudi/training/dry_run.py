@@ -21,7 +21,7 @@ from mudi.data import TENSORS, Batch, make_loader
 from mudi.denoising import Models
 from mudi.ground.errors import SetupError, loading
 from mudi.ground.memory import StorageMeter, cuda_autocast, fake_tensors
-from mudi.latents import decode_latents, encode_images
+from mudi.latents import LatentSpace, decode_latents, encode_images
 from mudi.training.args import TrainingArgs
 from mudi.training.optimizers import Training, prepare_training
 from mudi.training.runtime import Run, step_generator
@@ -58,6 +58,7 @@ class Need:
         step: what a step's activations and temporary tensors add at its worst moment.
         loading: the peak until the first step: text encoders, prompts.
         pictures: the peak while a validation picture is decoded; 0 without.
+        drawn: the weights and the LoRA of --validation_model, throughout the steps as well.
     """
 
     weights: int
@@ -69,12 +70,14 @@ class Need:
     step: int
     loading: int
     pictures: int
+    drawn: int = 0
 
     @property
     def peak(self) -> int:
         """The most that lives at one time."""
         resident = self.weights + self.adapters + self.optimizer + self.gradients
-        return max(self.loading, self.pictures, resident + self.vae + self.prompts + self.step)
+        resident += self.vae + self.prompts + self.drawn
+        return max(self.loading, self.pictures, resident + self.step)
 
     @property
     def total(self) -> float:
@@ -161,7 +164,11 @@ def with_local_configs(args: TrainingArgs) -> TrainingArgs:
         SetupError: there is no such model, or it can't be reached.
     """
     args = copy.copy(args)
-    for flag in ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"):
+    for flag in (
+        "pretrained_model_name_or_path",
+        "pretrained_vae_model_name_or_path",
+        "validation_model",
+    ):
         name = getattr(args, flag, None)
         if name and not Path(name).is_dir():
             of_base = flag == "pretrained_model_name_or_path"
@@ -206,7 +213,8 @@ def measure(
     """
     accelerator, plan = run.accelerator, run.plan
     models = load_models(args, accelerator, run.dataset.prompts())
-    for module in (models.denoiser, models.vae):
+    drawn = models.drawn or torch.nn.Module()
+    for module in (models.denoiser, models.vae, drawn):
         for tensor in (*module.parameters(), *module.buffers()):
             meter.count(tensor)
     loading = meter.reset_peak()
@@ -214,7 +222,8 @@ def measure(
         loading = meter.now
     weights, adapters = _sizes(models.denoiser)
     vae = sum(_sizes(models.vae))
-    prompts = meter.now - weights - adapters - vae
+    others = sum(_sizes(drawn))
+    prompts = meter.now - weights - adapters - vae - others
 
     training = prepare_training(accelerator, args, plan, backbone.pipeline_class, models)
     for parameter in training.parameters:
@@ -234,16 +243,20 @@ def measure(
     step = meter.reset_peak() - resident
     pictures = 0
     if args.validation_prompt:
-        pictures = _decoding_peak(args, models, meter)
-    return Need(weights, adapters, optimizer, gradients, vae, prompts, step, loading, pictures)
+        pictures = _decoding_peak(args, models, backbone.module.SPACE, meter)
+    kept = (weights, adapters, optimizer, gradients, vae, prompts)
+    return Need(*kept, step, loading, pictures, others)
 
 
-def _decoding_peak(args: TrainingArgs, models: Models, meter: StorageMeter) -> int:
+def _decoding_peak(
+    args: TrainingArgs, models: Models, space: LatentSpace, meter: StorageMeter
+) -> int:
     size = (1, args.resolution, args.resolution, 3)
     with torch.no_grad():
-        latents = encode_images(models.vae, torch.zeros(size, dtype=torch.uint8), None)
+        pixels = torch.zeros(size, dtype=torch.uint8)
+        latents = encode_images(models.vae, pixels, None, space=space)
         meter.reset_peak()
-        decode_latents(models.vae, latents)
+        decode_latents(models.vae, latents, space)
     return meter.reset_peak()
 
 
@@ -279,12 +292,14 @@ def table(args: TrainingArgs, backbone: Backbone, need: Need, num_prompts: int) 
         ("optimizer's states", need.optimizer),
         ("gradients between passes", need.gradients),
         ("VAE", need.vae),
-        (f"prompts ({num_prompts})", need.prompts),
+        (f"prompts ({num_prompts}){', encoder' if args.caption_boxes else ''}", need.prompts),
         ("a step's activations, at most", need.step),
         ("peak", need.peak),
         ("of it until the first step", need.loading),
         ("with the allowance", need.total),
     ]
+    if need.drawn:
+        rows.insert(6, ("validation model", need.drawn))
     size = f"{args.resolution} px, batch {args.train_batch_size}"
     lines = [f"{backbone.title}, {size}: GB of GPU memory, simulated; no weights were read"]
     lines += [f"  {what:<34}{count / GB:8.2f}" for what, count in rows]

@@ -9,8 +9,10 @@ from accelerate.logging import get_logger
 from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+from mudi.backbones.table import backbone_of
 from mudi.ground.errors import first_line
 from mudi.ground.files import write_text
+from mudi.ground.flags import DTYPES
 from mudi.learned_words import LearnedWords
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import Subjects
@@ -74,9 +76,7 @@ def write_model_card(folder: Path, args: TrainingArgs, subjects: Subjects, pipel
         pipeline: name of the diffusers pipeline.
     """
     base = args.base
-    precision = (
-        "bfloat16" if pipeline.startswith("Flux") else "float16"
-    )  # FLUX overflows in float16
+    precision = DTYPES[backbone_of(pipeline).precision]
     data = ModelCardData(
         base_model=None if Path(base).is_dir() else base,  # the hub refuses what is no hub id
         library_name="diffusers",
@@ -116,7 +116,7 @@ from diffusers import {pipeline}
 {imports}
 pipeline = {pipeline}.from_pretrained("{base}", dtype=torch.{precision}).to("cuda")
 pipeline.load_lora_weights("{repository_name(args)}", weight_name="{WEIGHTS_NAME}")
-{load}image = pipeline("{prompt}").images[0]
+{load}image = pipeline(prompt="{prompt}").images[0]
 ```
 
 {len(subjects.pictures)} photos, resolution {args.resolution}, seed {args.seed}; all arguments are

@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 
 from mudi import dora, lora
 from mudi.backbones.table import backbone_of
+from mudi.ground.lora_families import family_of
 from mudi.lora_files import About, write_kohya
 from mudi.training.args import SAVE_PRECISIONS, TrainingArgs
 
@@ -80,5 +81,6 @@ def _write_plain(
         dtype,
         lora.has_original_names(models),
         {"mudi_dora": plain.told()},
+        family_of(denoiser=type(next(iter(models.values()))).__name__),
     )
     logger.info(f"{file}: {plain.told()}")

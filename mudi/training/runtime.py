@@ -16,7 +16,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     ProjectConfiguration,
 )
-from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -35,6 +34,7 @@ from mudi.training.checks import Data, load_data
 from mudi.training.planning import VALIDATION, Plan, plan_run
 from mudi.training.publish import check_login
 from mudi.training.saving import public_arguments
+from mudi.training.targets import base_complaints
 
 COLLAGES_SHOWN = 12
 WANDB_TIMEOUT = 30  # seconds; wandb itself waits for up to 90
@@ -63,6 +63,8 @@ def set_up(
     Raises:
         SetupError: anything is wrong; the message says all of it.
     """
+    if not complaints:
+        complaints = base_complaints(args, backbone)
     if args.dry_run:
         data = load_data(args, backbone.style, complaints)
         accelerator = make_dry_accelerator(args, backbone.precision)
@@ -92,19 +94,18 @@ def cut_captions(args: TrainingArgs, backbone: Backbone, data: Data) -> list[str
     hub = {"revision": args.revision, "cache_dir": args.cache_dir}
     with loading("--pretrained_model_name_or_path", args.base):
         tokenizer = AutoTokenizer.from_pretrained(args.base, subfolder=backbone.tokenizer, **hub)
-    limit = getattr(args, "max_sequence_length", None)
+    limit = getattr(args, "max_sequence_length", tokenizer.model_max_length)
+    seen = limit - backbone.added_tokens(tokenizer)
     photos = [*data.subjects.pictures, *(data.prior.photos if data.prior else ())]
     return [
         f"{photo.place}: {told}"
         for photo in photos
         for caption in photo.captions
-        if (told := cut_text(caption, tokenizer, limit))
+        if (told := cut_text(caption, tokenizer, seen))
     ]
 
 
-def save_memory(
-    args: TrainingArgs, denoiser: Any, vae: AutoencoderKL, encoders: dict[str, Any]
-) -> None:
+def save_memory(args: TrainingArgs, denoiser: Any, vae: Any, encoders: dict[str, Any]) -> None:
     """Switch on what the flags say of attention, gradient checkpointing and the VAE."""
     if args.vae_slicing:
         vae.enable_slicing()
@@ -198,6 +199,7 @@ def sample_options(
         num_crops=CACHED_CROPS if args.cache_latents else None,
         mix=args.mix,
         pool=pool,
+        caption_boxes=args.caption_boxes,
     )
 
 

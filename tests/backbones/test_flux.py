@@ -12,10 +12,10 @@ from diffusers import (
 from safetensors.torch import load_file
 from training import lora_of, move_weights
 
-import train_segmix_lora_flux
 from mudi import denoising, lora
-from mudi.backbones import flux, quantization
+from mudi.backbones import flow, flux, quantization
 from mudi.denoising import denoising_errors
+from mudi.training.args import WEIGHTING_SCHEMES
 from mudi.training.results import save_dtype
 
 PROMPTS = ["a olis robot", "a robot"]
@@ -46,7 +46,7 @@ def make_task(schedule, indices, latent=2.0, noise=0.5, weight=1.0):
 
 
 def schedule_of(scheme="none", **density):
-    return flux.FlowSchedule(FlowMatchEulerDiscreteScheduler(**SCHEDULER), scheme, **density)
+    return flow.FlowSchedule(FlowMatchEulerDiscreteScheduler(**SCHEDULER), scheme, **density)
 
 
 def real_task(schedule, count=2):
@@ -204,31 +204,10 @@ def test_text_encoders_are_freed_before_the_transformer_is_loaded(
     assert freed == [None, None]
 
 
-@pytest.mark.parametrize("scheme", train_segmix_lora_flux.WEIGHTING_SCHEMES)
+@pytest.mark.parametrize("scheme", WEIGHTING_SCHEMES)
 def test_every_scheme_trains(flux_backbone, tmp_path, scheme):
     flux_backbone.train(tmp_path, f"--weighting_scheme {scheme} --max_train_steps 1")
     assert lora_of(tmp_path)
-
-
-def test_an_eight_bit_base_trains_saves_and_resumes_as_a_full_one(flux_backbone, tmp_path):
-    """torchao's int8 weights; the LoRA on top stays in float32."""
-    pytest.importorskip("torchao")
-    more = "--quantize_base int8 --dco_beta 10 --gradient_checkpointing --checkpointing_steps 1"
-    more += " --mixed_precision bf16"
-    _, models = flux_backbone.loaded(tmp_path, more)
-    weight = models.adapted["transformer"].transformer_blocks[0].attn.to_q.weight
-    assert type(weight).__module__.startswith("torchao")
-    straight = flux_backbone.train(tmp_path / "straight", more, "--max_train_steps 2")
-    (tmp_path / "resumed").mkdir()
-    (straight / "checkpoint-1").rename(tmp_path / "resumed/checkpoint-1")
-    resumed = flux_backbone.train(
-        tmp_path / "resumed", more, "--max_train_steps 2 --resume_from_checkpoint latest"
-    )
-    ends = [lora_of(folder / "checkpoint-2") for folder in (straight, resumed)]
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
-    assert {value.dtype for value in ends[0].values()} == {torch.float32}
-    pipeline = FluxPipeline.from_pretrained(flux_backbone.base)
-    pipeline.load_lora_weights(resumed)
 
 
 def test_a_quantized_base_that_cannot_be_had_is_one_line(flux_backbone, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from benchmarks import (
     watch,
 )
 from benchmarks.parts import GIB, REST, Cost, Meter, Parts, host_memory, swapped
-from benchmarks.published import DINOV2, FLUX, OWLV2, SDXL, Network
+from benchmarks.published import DINOV2, FLUX, KLEIN, OWLV2, SDXL, ZIMAGE, Network
 from mini.tiny import FAMILIES
 from mudi.images import load_mask, load_rgb
 from mudi.metadata import load_subjects
@@ -86,7 +86,9 @@ def test_peak_memory_of_the_process_sees_what_was_freed_again():
 
 
 @pytest.mark.parametrize(
-    "network", [*SDXL.values(), *FLUX.values(), OWLV2, DINOV2], ids=lambda n: n.kind.__name__
+    "network",
+    [*SDXL.values(), *FLUX.values(), *KLEIN.values(), OWLV2, DINOV2],
+    ids=lambda n: n.kind.__name__,
 )
 def test_published_configurations_have_the_published_numbers_of_parameters(network):
     model = bases.random_network(network, torch.device("meta"), torch.bfloat16)
@@ -97,6 +99,7 @@ def test_published_configurations_have_the_published_numbers_of_parameters(netwo
 def test_sdxl_and_flux_are_as_large_as_everyone_says():
     assert round(SDXL["unet"].parameters / 1e9, 3) == 2.567
     assert round(FLUX["transformer"].parameters / 1e9, 1) == 11.9
+    assert round(KLEIN["transformer"].parameters / 1e9, 2) == 3.88
 
 
 def test_made_photos_are_a_legal_data_folder(tmp_path):
@@ -110,7 +113,7 @@ def test_made_photos_are_a_legal_data_folder(tmp_path):
     assert photos.size_of(12.2) == (4032, 3024)
 
 
-@pytest.mark.parametrize("family", ["sdxl", "flux"])
+@pytest.mark.parametrize("family", ["sdxl", "flux", "klein", "zimage"])
 def test_the_parts_of_a_step_add_up_and_the_floor_has_the_networks_own(tmp_path, family):
     words = [f"--family={family}", *SHORT, "--gradient_accumulation_steps=2"]
     record = run(bench_step, tmp_path / "step.json", *words)
@@ -177,10 +180,15 @@ def small(networks: dict[str, Network], pipeline) -> dict[str, Network]:
 
 def test_size_real_builds_its_networks_in_place_of_loading_them(tmp_path, monkeypatch):
     """All but the networks' sizes is as on a GPU; int8 stands in for nf4, which needs one."""
-    for family, networks in (("sdxl", SDXL), ("flux", FLUX)):
+    for family, networks in (("sdxl", SDXL), ("flux", FLUX), ("klein", KLEIN), ("zimage", ZIMAGE)):
         tiny = small(networks, FAMILIES[family]())
         monkeypatch.setitem(bases.PUBLISHED, family, tiny)
-    for row, words in (("sdxl_lean", []), ("flux", ["--quantize_base=int8"])):
+    for row, words in (
+        ("sdxl_lean", []),
+        ("flux", ["--quantize_base=int8"]),
+        ("klein", []),
+        ("zimage", []),
+    ):
         words += ["--size=real", f"--row={row}", "--steps=1", "--no-imports", "--resolution=64"]
         (result,) = run(bench_memory, tmp_path / f"{row}.json", *words)["rows"]
         assert result["peak"] == max(part["peak"] for part in result["parts"].values()) > 0
@@ -204,7 +212,7 @@ def test_rows_that_need_a_gpu_say_so(tmp_path):
 
 
 def test_pictures_a_second(tmp_path):
-    for family in ("sdxl", "flux"):
+    for family in ("sdxl", "flux", "klein", "zimage"):
         words = [f"--family={family}", *INFER_WORDS]
         rows = run(bench_infer, tmp_path / "infer.json", *words)["rows"]
         told = [(row["gamma"], row["batch_size"]) for row in rows]

@@ -29,18 +29,28 @@ FLUX_TRANSFORMER = {
     "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768,
     "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19,
     "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
-    "qkv_bias": True, "guidance_embed": True, "dtype": torch.float32,
+    "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [], "dtype": torch.float32,
+}  # fmt: skip
+
+ZIMAGE_TRANSFORMER = {  # as ComfyUI's model_detection fills it in at width 3840
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 3840, "n_layers": 30,
+    "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560, "qk_norm": True,
+    "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
+    "pad_tokens_multiple": 32, "dtype": torch.float32,
 }  # fmt: skip
 
 
 def networks(family: str) -> tuple[Any, Any]:
-    """Return ComfyUI's denoiser and its text encoders, without weights."""
+    """Return ComfyUI's denoiser and its text encoders, without weights; None: not adapted."""
     from comfy import sdxl_clip, supported_models
     from comfy.text_encoders import flux
 
     if family == "sdxl":
         model = supported_models.SDXL(SDXL_UNET).get_model({}, device="meta")
         return model, sdxl_clip.SDXLClipModel(device="meta", dtype=torch.float32)
+    if family == "zimage":
+        return supported_models.ZImage(ZIMAGE_TRANSFORMER).get_model({}, device="meta"), None
     model = supported_models.Flux(FLUX_TRANSFORMER).get_model({}, device="meta")
     clip = flux.FluxClipModel(device="meta", dtype=torch.float32, dtype_t5=torch.float32)
     return model, clip
@@ -53,8 +63,12 @@ def wanted_changes(family: str, truth: dict[str, torch.Tensor], config: dict) ->
     if family == "sdxl":
         table = {k: (v, 0) for k, v in comfy.utils.unet_to_diffusers(config).items()}
     else:
+        to_diffusers = {
+            "flux": comfy.utils.flux_to_diffusers,
+            "zimage": comfy.utils.z_image_to_diffusers,
+        }
         table = {}
-        for k, v in comfy.utils.flux_to_diffusers(config).items():
+        for k, v in to_diffusers[family](config).items():
             target, offset = (v, None) if isinstance(v, str) else v[:2]
             table[k] = target, offset[1] if offset else 0
     changes: dict[str, list] = defaultdict(list)
@@ -80,13 +94,16 @@ def try_file(file: Path, family: str, truth: dict[str, torch.Tensor]) -> None:
 
     model, clip = networks(family)
     keys = comfy.lora.model_lora_keys_unet(model, {})
-    keys = comfy.lora.model_lora_keys_clip(clip, keys)
+    if clip is not None:
+        keys = comfy.lora.model_lora_keys_clip(clip, keys)
     left: list[str] = []
     logging.getLogger().addFilter(lambda record: left.append(record.getMessage()) or False)
     given = comfy.lora_convert.convert_lora(load_file(file))
     patches = comfy.lora.load_lora(given, keys)
     logging.getLogger().filters.clear()
-    shapes = {k: v.shape for network in (model, clip) for k, v in network.state_dict().items()}
+    shapes = {
+        k: v.shape for network in (model, clip) if network for k, v in network.state_dict().items()
+    }
     by_weight: dict[str, list] = defaultdict(list)
     for target, patch in patches.items():
         key, offset = (target, None) if isinstance(target, str) else target[:2]
@@ -118,8 +135,12 @@ def main() -> None:
     from comfy.cli_args import args as settings
 
     settings.cpu = True
-    for family in ("sdxl", "flux"):
-        for name in (family, f"{family}_text"):
+    for family, names in (
+        ("sdxl", ("sdxl", "sdxl_text")),
+        ("flux", ("flux", "flux_text")),
+        ("zimage", ("zimage",)),
+    ):
+        for name in names:
             truth = load_file(args.folder / f"{name}_diffusers.safetensors")
             for naming in ("kohya", "diffusers"):
                 try_file(args.folder / f"{name}_{naming}.safetensors", family, truth)

@@ -2,7 +2,7 @@
 
     python tests/by_hand/write_loras.py DIR
 
-For SDXL and FLUX, with and without text encoders: one file in diffusers' names, one in kohya's. The
+For each family, with and without text encoders: one file in diffusers' names, one in kohya's. The
 values are random, the sizes those of the published networks, which are built without weights.
 """
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.published import FLUX, SDXL
+from benchmarks.published import FLUX, SDXL, ZIMAGE
 from mudi.lora import ATTENTION_TARGETS, TEXT_ENCODER_TARGETS
 from mudi.lora_files import About, write_diffusers, write_kohya
 
 FAMILIES = {
     "sdxl": (SDXL, ("unet", "text_encoder", "text_encoder_2")),
     "flux": (FLUX, ("transformer", "text_encoder")),
+    "zimage": (ZIMAGE, ("transformer",)),
 }
 RANK = 2
 
@@ -45,7 +46,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     for family, (networks, parts) in FAMILIES.items():
-        for name, chosen in ((family, parts[:1]), (f"{family}_text", parts)):
+        with_text = [(f"{family}_text", parts)] if parts[1:] else []
+        for name, chosen in ((family, parts[:1]), *with_text):
             states = random_lora(networks, chosen)
             about = About(name, ("olis robot", "hta dog"), 1024)
             for file in (

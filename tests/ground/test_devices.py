@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from cpu_beside_gpu import work
-from helpers import ROOT
+from helpers import ROOT, SCRIPT_FOLDERS
 from PIL import Image
 from test_launch import offline
 from training import lora_of, reset_accelerate
@@ -93,7 +93,7 @@ def test_work_on_the_cpu_is_the_same_where_a_gpu_is_there(models, tmp_path):
     """Both trainings, inference.py and Detect-and-Compare, with their default precision."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(A_GPU_SEEMS_THERE)
-    path = os.pathsep.join(map(str, (tmp_path / "site", ROOT, ROOT / "flux", ROOT / "tests")))
+    path = os.pathsep.join([str(tmp_path / "site"), *SCRIPT_FOLDERS, str(ROOT / "tests")])
     environment = offline(ACCELERATE_USE_CPU="true", PYTHONPATH=path)
     words = [str(word) for word in (tmp_path / "beside", *models)]
     script = str(ROOT / "tests/cpu_beside_gpu.py")

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.published import FLUX, SDXL
-from mudi.ground import lora_names
+from benchmarks.published import FLUX, KLEIN, SDXL, ZIMAGE
+from mudi.ground import lora_families
 from mudi.ground.lora_names import (
     ALPHA,
     CLIP,
@@ -101,6 +101,23 @@ def test_each_layers_names_come_back_at_full_size(layers, part):
                 assert place(f"{name}.{theirs}") == Place(part, group, ours)
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "networks"), [("Flux2KleinPipeline", KLEIN), ("ZImagePipeline", ZIMAGE)]
+)
+def test_later_backbones_names_come_back_at_full_size(pipeline, networks):
+    """klein's under names that are FLUX.1's as well."""
+    family = lora_families.family_of(pipeline=pipeline)
+    with torch.device("meta"):
+        made = networks["transformer"].kind(**networks["transformer"].config)
+    linear = {name for name, module in made.named_modules() if isinstance(module, nn.Linear)}
+    linear -= {"norm_out.linear"}  # its halves are swapped in the original code
+    for original in (True, False):
+        names = kohya_layers(TRANSFORMER, linear, original, family)
+        assert {layer for group in names.values() for layer in group} == linear
+        for name, group in names.items():
+            assert place(f"{name}.lora_up.weight", family) == Place(TRANSFORMER, group, UP)
+
+
 @pytest.mark.parametrize("part", [UNET, TRANSFORMER])
 def test_a_name_without_its_part_is_known(layers, part):
     """PEFT's, and the original names with dots as Black Forest Labs writes them."""
@@ -114,10 +131,10 @@ def test_a_name_without_its_part_is_known(layers, part):
 
 def test_no_two_layers_share_a_name():
     for rows in (
-        [old for _, old in lora_names.unet_names()],
-        [new for new, _ in lora_names.unet_names()],
-        [old for old, _ in lora_names.flux_names()],
-        [new for _, news in lora_names.flux_names() for new in news],
+        [old for _, old in lora_families.unet_names()],
+        [new for new, _ in lora_families.unet_names()],
+        [old for old, _ in lora_families.flux_names()],
+        [new for _, news in lora_families.flux_names() for new in news],
     ):
         flat = [name.replace(".", "_") for name in rows]
         assert len(set(flat)) == len(flat)

@@ -1,5 +1,6 @@
 """What users bring: every naming loads to the same effect, and each wrong file gets its line."""
 
+import itertools
 import json
 import pickle
 
@@ -165,12 +166,12 @@ def test_pickles_are_refused_unopened(tmp_path):
 
 
 def test_a_lora_for_the_other_base_is_told_before_a_model_is_loaded(
-    sdxl_backbone, flux_backbone, tmp_path
+    sdxl_backbone, flux_backbone, klein_backbone, tmp_path
 ):
-    for backbone, name, title in (
-        (sdxl_backbone, "flux", "a[n]? SDXL LoRA, and the base model is FLUX"),
-        (flux_backbone, "sdxl", "a[n]? FLUX LoRA, and the base model is SDXL"),
-    ):
+    every = {"sdxl": sdxl_backbone, "flux": flux_backbone, "klein": klein_backbone}
+    for own, name in itertools.permutations(every, 2):
+        backbone, titles = every[own], [BACKBONES[key].title for key in (own, name)]
+        title = "a LoRA of {}, and the base model is {}".format(*titles)
         _, models = backbone.loaded(tmp_path)
         for file in (
             lora.save_lora(tmp_path / name, backbone.pipeline_class, models.adapted),
@@ -180,9 +181,9 @@ def test_a_lora_for_the_other_base_is_told_before_a_model_is_loaded(
             lora_outlines([str(file)], BACKBONES[name], problems)
             assert len(problems) == 1
             with pytest.raises(LoraFileError, match=title):
-                load_loras(
-                    _pipeline(sdxl_backbone if name == "sdxl" else flux_backbone), [str(file)], [1]
-                )
+                load_loras(_pipeline(every[name]), [str(file)], [1])
+            with pytest.raises(SystemExit, match=f"--resume_lora .*: {title}"):
+                every[name].train(tmp_path / "out", f"--resume_lora {file}")
 
 
 def _pipeline(backbone):

@@ -11,7 +11,8 @@ from training import EXAMPLE, reset_accelerate
 
 import inference
 from detect_and_compare import default_query
-from mudi.backbones import flux
+from mudi.backbones import flux, klein
+from mudi.backbones.table import BUILT_IN, CALLS, LISTS, ROWS
 from mudi.ground.errors import SetupError
 from mudi.learned_words import attach, detach, fresh_words
 from mudi.lora import ATTENTION_TARGETS, TEXT_ENCODER_TARGETS, adapters_off, add_lora, save_lora
@@ -31,8 +32,7 @@ SHOT = Shot(PROMPT, seed=3, gamma=0.5, reward_guidance=3.0)
 def lora(backbone, tmp_path_factory):
     """A LoRA with random weights, of the network and of the text encoders."""
     pipeline = loaded(backbone)
-    parts = [backbone.denoiser, "text_encoder"]
-    parts += ["text_encoder_2"] if backbone.denoiser == "unet" else []
+    parts = [backbone.denoiser, *backbone.text_encoders]
     models = {name: getattr(pipeline, name) for name in parts}
     torch.manual_seed(0)
     for name, model in models.items():
@@ -144,6 +144,57 @@ def test_two_passes_by_hand_are_the_pipelines_that_is_distilled(adapted):
         torch.testing.assert_close(ours, packed - velocity, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backbone", ["klein"], indirect=True)
+@torch.no_grad()
+def test_three_passes_by_hand_are_the_pipelines_with_a_call_for_null(adapted):
+    """One step from sigma 1 to 0 is x - v."""
+    noise = torch.randn(1, 128, HEIGHT // 16, WIDTH // 16)
+    places = klein.image_ids((HEIGHT // 16, WIDTH // 16), noise.device)
+
+    def ask(prompt):
+        tokens, ids = adapted.encode_prompt([prompt])
+        return adapted.transformer(klein.pack(noise), tokens, torch.ones(1), places, ids).sample
+
+    with adapters_off(*models_of(adapted)):
+        base, null = ask(BASE_PROMPT), ask("")
+    own = ask(PROMPT)
+    assert (own - base).abs().max() > 0.01
+    for reward in (0.0, 4.0, 6.0):
+        with reward_guidance(adapted, torch.full_like(noise, reward), [BASE_PROMPT], 4.0):
+            ours = adapted(
+                prompt=[PROMPT], guidance_scale=4.0, latents=noise, width=WIDTH, height=HEIGHT,
+                num_inference_steps=1, output_type="latent",
+            ).images  # fmt: skip
+        velocity = null + 4.0 * (base - null) + reward * (own - base)
+        by_hand = noise - klein.unpack(velocity, noise.shape[2:])
+        seen = klein.SPACE.seen(adapted.vae, ours)
+        torch.testing.assert_close(seen, by_hand, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["zimage"], indirect=True)
+@torch.no_grad()
+def test_three_passes_by_hand_are_the_pipelines_with_null_in_its_lists(adapted):
+    """One step from sigma 1 to 0 is x - v, v the network's answer negated; s + 1 is the scale."""
+    noise = torch.randn(1, 16, HEIGHT // 8, WIDTH // 8)
+
+    def ask(prompt):
+        tokens, _ = adapted.encode_prompt([prompt], do_classifier_free_guidance=False)
+        return -adapted.transformer([noise[0].unsqueeze(1)], torch.zeros(1), tokens).sample[0][:, 0]
+
+    with adapters_off(*models_of(adapted)):
+        base, null = ask(BASE_PROMPT), ask("")
+    own = ask(PROMPT)
+    assert (own - base).abs().max() > 0.01
+    for reward in (0.0, 4.0, 6.0):
+        with reward_guidance(adapted, torch.full_like(noise, reward), [BASE_PROMPT], 3.0):
+            ours = adapted(
+                prompt=[PROMPT], guidance_scale=3.0, latents=noise, width=WIDTH, height=HEIGHT,
+                num_inference_steps=1, output_type="latent",
+            ).images  # fmt: skip
+        velocity = null + 4.0 * (base - null) + reward * (own - base)
+        torch.testing.assert_close(ours, noise - velocity, rtol=1e-4, atol=1e-4)
+
+
 def test_reward_0_is_the_base_pixel_for_pixel(backbone, sampler):
     """Of its own prompt, from the same mean-shifted noise, two pictures at once."""
     shots = [replace(SHOT, seed=seed, reward_guidance=0.0) for seed in (3, 4)]
@@ -152,15 +203,15 @@ def test_reward_0_is_the_base_pixel_for_pixel(backbone, sampler):
     starts = [picture.start for picture in made]
     noise = [sampler._noise(*it) for it in zip(shots, starts, generators, strict=True)]
     plain = loaded(backbone)(
-        [BASE_PROMPT] * 2, width=WIDTH, height=HEIGHT, num_inference_steps=2,
+        prompt=[BASE_PROMPT] * 2, width=WIDTH, height=HEIGHT, num_inference_steps=2,
         latents=sampler.backbone.module.to_pipeline(torch.cat(noise)), generator=generators,
     ).images  # fmt: skip
     assert largest_difference([picture.image for picture in made], plain) == 0
 
 
 def test_one_number_for_every_subject_is_the_number(sampler):
-    """The plain scale, which is also the rest's: s with a null pass, 1 without."""
-    plain = 1.0 if sampler.backbone.flow else 5.0
+    """The plain scale, which is also the rest's: s with a null pass (Z-Image: s + 1), 1 without."""
+    plain = {ROWS: 5.0, LISTS: 6.0, CALLS: 4.0, BUILT_IN: 1.0}[sampler.backbone.guidance]
     number = picture(sampler, replace(SHOT, reward_guidance=plain))
     table = {"a": plain, "b": plain}
     assert (

@@ -61,6 +61,15 @@ def test_without_data_every_byte_is_counted_that_a_real_run_takes(
     assert simulated.step > simulated.adapters
 
 
+def test_a_validation_model_is_counted_apart(flux_backbone: Backbone, tmp_path: Path) -> None:
+    plain, _ = both_ways(flux_backbone, tmp_path, FLAGS["plain"])
+    flags = f"{FLAGS['plain']} --validation_model {flux_backbone.base}"
+    simulated, real = both_ways(flux_backbone, tmp_path, flags)
+    assert simulated.drawn == real.drawn == plain.weights + plain.adapters
+    assert simulated.prompts == real.prompts == plain.prompts
+    assert simulated.pictures - simulated.drawn == plain.pictures
+
+
 def test_the_miniature_is_counted_to_the_byte(tmp_path: Path) -> None:
     simulated, real = both_ways(sdxl_on(MINIATURE), tmp_path, FLAGS["half"])
     assert replace(simulated, loading=0) == replace(real, loading=0)
@@ -83,6 +92,7 @@ def test_learned_words_and_the_encoders_that_stay_for_them_are_counted(
     assert simulated.adapters - plain.adapters == rows
 
 
+@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # the verdict is shared
 def test_the_verdict_is_an_exit_code_and_names_what_helps(
     backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,10 +129,11 @@ def test_nothing_is_advised_that_the_checks_refuse(backbone: Backbone, tmp_path:
         return {flag for flag, _ in dry_run.allowed_savers(args, script.check_args)}
 
     general = {"vae_slicing", "gradient_checkpointing", "quantize_base"}
-    own = {"encode_on_cpu"} if "flux" in script.__name__ else set()
+    own = {"encode_on_cpu"} if hasattr(script.parse_args([]), "encode_on_cpu") else set()
     assert advised("") == general | own | {"use_8bit_adam"}
     assert advised("--optimizer adafactor") == general | own
-    assert advised("--train_text_encoder") == general | {"use_8bit_adam"}
+    if backbone.text_encoders:
+        assert advised("--train_text_encoder") == general | {"use_8bit_adam"}
     assert advised("--quantize_base nf4 --vae_slicing") == own | {
         "gradient_checkpointing", "use_8bit_adam"
     }  # fmt: skip

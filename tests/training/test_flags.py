@@ -8,11 +8,14 @@ import pytest
 from helpers import ROOT
 
 import train_segmix_lora_flux
+import train_segmix_lora_klein
 import train_segmix_lora_sdxl
+import train_segmix_lora_zimage
 from mudi.ground.flags import BooleanFlag, RefusedFlag
 
-SDXL, FLUX = train_segmix_lora_sdxl, train_segmix_lora_flux
-SCRIPTS = [SDXL, FLUX]
+SDXL, FLUX, KLEIN = train_segmix_lora_sdxl, train_segmix_lora_flux, train_segmix_lora_klein
+ZIMAGE = train_segmix_lora_zimage
+SCRIPTS = [SDXL, FLUX, KLEIN, ZIMAGE]
 
 BOTH: dict[str, object] = {
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "adam_weight_decay": 1e-4,
@@ -49,10 +52,18 @@ OWN: dict = {
         "logit_std": 1.0, "max_sequence_length": 512, "mode_scale": 1.29, "wandb_name": None,
         "weighting_scheme": "none", "dco_beta": 0.0, "quantize_base": "none",
     },
+    KLEIN: {  # those of diffusers' own script
+        "checkpointing_steps": 500, "resolution": 512, "logit_mean": 0.0, "logit_std": 1.0,
+        "max_sequence_length": 512, "mode_scale": 1.29, "weighting_scheme": "none",
+        "dco_beta": 0.0, "quantize_base": "none",
+    },
 }  # fmt: skip
+OWN[ZIMAGE] = OWN[KLEIN]
 OWN_SWITCHES = {
     SDXL: """do_edm_style_training enable_xformers_memory_efficient_attention use_dora""".split(),
     FLUX: ["cache_latents", "upcast_before_saving"],
+    KLEIN: ["cache_latents", "use_dora"],
+    ZIMAGE: ["cache_latents", "use_dora"],
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import ROOT
+from helpers import ROOT, SCRIPT_FOLDERS
 from PIL import Image
 from safetensors.torch import load_file
 from test_launch import offline
@@ -198,7 +198,7 @@ def test_one_process_under_nccl_trains_as_one_without(backbone, tmp_path):
     # `accelerate launch --multi_gpu` starts no single process; what it calls does
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
     worker = [str(ROOT / "tests/two_processes.py"), backbone.script.__name__, str(tmp_path)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "flux")])
+    path = os.pathsep.join(SCRIPT_FOLDERS)
     environment = offline(PYTHONPATH=path)
     subprocess.run([*launch, *worker, *words], env=environment, check=True)
     assert json.loads((tmp_path / "rank0.json").read_text())["backend"] == "nccl"

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, SCRIPT_FOLDERS
 from training import EXAMPLE, lora_of
 
 from mudi.ground.files import REPLACED, TEMPORARY
@@ -23,8 +24,16 @@ from mudi.training.stats import STATS_NAME
 MANY_KILLS = 8
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+TRANSFORMERS = """
+--pretrained_model_name_or_path={base} --mixed_precision=bf16 --instance_data_dir={data}
+--resolution=128 --learning_rate=3e-4 --train_batch_size=1
+--gradient_accumulation_steps=4 --rank=32 --max_train_steps=3 --checkpointing_steps=20000
+--save_steps=2 --validation_epochs 40 --lr_scheduler=constant --lr_warmup_steps=0 --seed=42
+--output_dir={out} --report_to=wandb --wandb_name=pair --segmix_prob=0.3
+--segmix_start_step=0 --gradient_checkpoint
+"""
 PUBLISHED = {
-    "unet": """
+    "StableDiffusionXLPipeline": """
 --instance_data_dir={data} --pretrained_model_name_or_path={base}
 --pretrained_vae_model_name_or_path={base}/vae --output_dir={out} --report_to=wandb
 --resolution=128 --train_batch_size=1 --gradient_accumulation_steps=2 --checkpointing_steps=20000
@@ -32,14 +41,9 @@ PUBLISHED = {
 --learning_rate=1e-4 --segmix_prob=0.3 --segmix_start_step=0 --relative_scale=0.0 --soft_alpha 1.0
 --gradient_checkpoint
 """,
-    "transformer": """
---pretrained_model_name_or_path={base} --mixed_precision=bf16 --instance_data_dir={data}
---caption_column=text --resolution=128 --learning_rate=3e-4 --train_batch_size=1
---gradient_accumulation_steps=4 --rank=32 --max_train_steps=3 --checkpointing_steps=20000
---save_steps=2 --validation_epochs 40 --lr_scheduler=constant --lr_warmup_steps=0 --seed=42
---output_dir={out} --report_to=wandb --wandb_name=pair --guidance_scale=1 --segmix_prob=0.3
---segmix_start_step=0 --gradient_checkpoint
-""",
+    "FluxPipeline": f"{TRANSFORMERS} --caption_column=text --guidance_scale=1",
+    "Flux2KleinPipeline": f"{TRANSFORMERS} --max_sequence_length 64",
+    "ZImagePipeline": f"{TRANSFORMERS} --max_sequence_length 64",
 }
 
 
@@ -55,7 +59,8 @@ def test_the_published_command_runs_from_any_folder_and_its_lora_loads_afresh(ba
     And nothing that it writes holds what its environment keeps secret.
     """
     out, base = tmp_path / "out", backbone.base
-    words = PUBLISHED[backbone.denoiser].format(data=EXAMPLE, base=base, out=out).split()
+    published = PUBLISHED[backbone.pipeline_class.__name__]
+    words = published.format(data=EXAMPLE, base=base, out=out).split()
     words.append("--validation_prompt=a photo of a olis robot and a hta teddy bear")
     words += ["--num_validation_inference_steps=1", "--num_validation_images=1"]
     words += ["--report_to=all", "--checkpointing_steps=2"]  # more to search for secrets
@@ -77,8 +82,8 @@ import torch
 from diffusers import {backbone.pipeline_class.__name__} as Pipeline
 pipeline = Pipeline.from_pretrained({str(base)!r})
 def picture():
-    return pipeline("a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
-                    generator=torch.Generator().manual_seed(0)).images
+    return pipeline(prompt="a olis robot", height=64, width=64, num_inference_steps=2,
+                    output_type="np", generator=torch.Generator().manual_seed(0)).images
 plain = picture()
 pipeline.load_lora_weights({str(out)!r})
 assert abs(picture() - plain).max() > 1e-5
@@ -98,7 +103,7 @@ def test_two_processes_draw_apart_and_end_with_one_lora(backbone, tmp_path):
     # accelerate's --cpu starts one process; its torchrun branch serves CPUs too
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
     worker = [str(ROOT / "tests/two_processes.py"), backbone.script.__name__]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "flux")])
+    path = os.pathsep.join(SCRIPT_FOLDERS)
     environment = offline(ACCELERATE_USE_CPU="true", PYTHONPATH=path)
     subprocess.run([*launch, *worker, str(tmp_path), *words], env=environment, check=True)
 
@@ -122,6 +127,7 @@ def run_script(name: str, words: list[str]) -> None:
         script.main(script.parse_args(words))
 
 
+@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # what it saves is shared
 def test_a_run_killed_at_random_moments_resumes_every_time(backbone, tmp_path):
     """Ends with the weights of a run that nobody disturbed, and no half-written file on the way."""
     context = multiprocessing.get_context("forkserver")

@@ -168,6 +168,16 @@ def test_prompts_stay_on_the_device_as_far_as_there_is_room():
     assert asked == list("abc")
 
 
+def test_prompts_of_different_lengths_are_looked_up_as_a_list():
+    def encode(prompts):
+        return torch.zeros(1, 4), [torch.full((len(prompts[0]), 2), 3.0)]
+
+    for device in ("cpu", "meta"):
+        pooled, tokens = PromptTable(encode, ["a", "ccc"], torch.device(device))(["ccc", "a"])
+        assert (pooled.shape, [t.shape for t in tokens]) == ((2, 4), [(3, 2), (1, 2)])
+        assert {t.device.type for t in tokens} == {device}
+
+
 # Latents
 
 
@@ -205,7 +215,8 @@ def test_each_collage_of_a_pool_is_encoded_once_and_sampled_anew(backbone, tmp_p
     )  # fmt: skip
     assert encoded == [1] * 3
     samples = torch.cat(seen).flatten(1)
-    assert len(samples) == 18 and len(torch.unique(samples, dim=0)) == 18
+    different = 18 if backbone.samples_latents else 3
+    assert len(samples) == 18 and len(torch.unique(samples, dim=0)) == different
 
 
 def test_pool_flags_that_cannot_work_are_told(backbone):

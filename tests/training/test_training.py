@@ -1,5 +1,6 @@
 """Both training scripts as a whole: resuming, results, trackers, refusals; in this process."""
 
+import itertools
 import json
 import math
 import re
@@ -23,7 +24,7 @@ def picture(backbone, prepare=lambda pipeline: None):
     pipeline = backbone.pipeline_class.from_pretrained(backbone.base)
     prepare(pipeline)
     return pipeline(
-        "a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
+        prompt="a olis robot", height=64, width=64, num_inference_steps=2, output_type="np",
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
 
@@ -55,10 +56,13 @@ def test_the_file_carries_rank_and_alpha_and_diffusers_names(backbone, run_once)
     assert (header[f"{part}.r"], header[f"{part}.lora_alpha"]) == (2, 2)
     state = lora_of(run_once)
     adapter = {"unet": r"\.lora\.(down|up)", "transformer": r"\.lora_[AB]"}[part]
-    name = rf"{part}\..*attn\d?\.(to_q|to_k|to_v|to_out\.0){adapter}\.weight"
+    own = {"to_q", "to_k", "to_v", "to_out.0"}  # FLUX: neither add_*_proj nor feed-forward
+    if "klein" in backbone.script.__name__:
+        own |= {"to_out", "to_qkv_mlp_proj"}
+    name = rf"{part}\..*(?:attn\d?|attention)\.({'|'.join(own)}){adapter}\.weight"
     found = [re.fullmatch(name, key) for key in state]
-    assert all(found)  # FLUX: neither add_*_proj nor feed-forward
-    assert {match[1] for match in found} == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert all(found)
+    assert {match[1] for match in found} == own
     assert all(value.dtype == torch.float32 for value in state.values())
 
 
@@ -97,8 +101,7 @@ def test_half_precision_keeps_the_adapters_in_float32(backbone, tmp_path, more):
     )  # fmt: skip
     state = lora_of(tmp_path / "checkpoint-2")
     assert {value.dtype for value in state.values()} == {torch.float32}
-    encoders = {"unet": {"text_encoder", "text_encoder_2"}, "transformer": {"text_encoder"}}
-    parts = {backbone.denoiser, *encoders[backbone.denoiser]}
+    parts = {backbone.denoiser, *backbone.text_encoders}
     assert {key.split(".")[0] for key in state} == parts
     assert (tmp_path / "validation/validation-000002-0.png").is_file()
 
@@ -160,10 +163,66 @@ def test_wrong_flags_and_wrong_data_are_told_together(backbone, folder):
     assert told.startswith("8 problems; nothing was loaded")
 
 
-def test_a_base_of_another_family_is_refused(sdxl_backbone, flux_backbone, tmp_path):
-    for backbone, other in (sdxl_backbone, flux_backbone), (flux_backbone, sdxl_backbone):
+def test_a_base_of_another_family_is_refused(
+    sdxl_backbone, flux_backbone, klein_backbone, zimage_backbone, tmp_path
+):
+    every = (sdxl_backbone, flux_backbone, klein_backbone, zimage_backbone)
+    for backbone, other in itertools.permutations(every, 2):
         with pytest.raises(SystemExit, match=f"a {other.pipeline_class.__name__}; this script"):
             replace(backbone, base=other.base).train(tmp_path)
+
+
+def test_other_layers_are_trained_where_targets_name_them(backbone, tmp_path):
+    name = backbone.named_layer  # of one layer alone, by its whole name
+    out = backbone.train(
+        tmp_path, f"--lora_targets to_q {name} --max_train_steps 2 --checkpointing_steps 1"
+    )
+    layers = {key.split(".lora")[0] for key in lora_of(out)}
+    assert f"{backbone.denoiser}.{name}" in layers
+    assert all(layer.endswith(("to_q", name)) for layer in layers) and len(layers) > 2
+    picture(backbone, prepare=lambda p: p.load_lora_weights(out))
+    with pytest.raises(SystemExit, match="lora_targets was"):
+        backbone.train(tmp_path, "--resume_from_checkpoint latest --max_train_steps 3")
+
+
+def test_a_target_that_is_no_layer_is_told_with_near_ones(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        backbone.script, "load_models", lambda *_, **__: pytest.fail("a model was loaded")
+    )
+    with pytest.raises(SystemExit, match=r"--lora_targets: to_qq: no linear layer.*to_q\b"):
+        backbone.train(tmp_path, "--lora_targets to_k to_qq")
+
+
+def test_validation_images_are_drawn_with_another_model_that_wears_the_lora(
+    backbone, run_once, tmp_path
+):
+    """A run that trains nothing from `run_once`'s end, so that its LoRA is the file's."""
+    other = replace(backbone, base=tmp_path / "other")
+    pipeline = backbone.pipeline_class.from_pretrained(backbone.base)
+    network = getattr(pipeline, backbone.denoiser)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.9)
+    pipeline.save_pretrained(other.base)
+    more = "--max_train_steps 1 --learning_rate 1e-30 --validation_prompt x --dco_beta 0"
+    more += " --num_validation_images 1 --num_validation_inference_steps 1 --validation_epochs 9"
+    more += f" --resume_lora {run_once} --validation_guidance_scale 2"
+    shown = []
+    for name, run, extra in (
+        ("base", backbone, ""), ("drawn", backbone, f"--validation_model {other.base}"),
+        ("trained", other, ""),
+    ):  # fmt: skip
+        folder = run.train(tmp_path / name, more, extra)
+        shown.append((folder / "validation/validation-000001-0.png").read_bytes())
+    assert shown[1] == shown[2] != shown[0]
+
+
+def test_a_validation_model_without_a_prompt_or_of_another_kind_is_told(backbone, tmp_path):
+    with pytest.raises(SystemExit, match="draws --validation_prompt, and there is none"):
+        backbone.train(tmp_path, f"--validation_model {backbone.base}")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LumaPipeline"}')
+    with pytest.raises(SystemExit, match=r"validation_model .*: a LumaPipeline; this script"):
+        backbone.train(tmp_path / "x", f"--validation_model {tmp_path} --validation_prompt x")
 
 
 def test_a_prior_set_that_lacks_a_class_is_told(backbone, tmp_path):
@@ -285,8 +344,10 @@ def test_a_caption_that_is_cut_is_told_with_its_line_and_what_is_read_of_it(
     args = backbone.script.parse_args(backbone.flags(tmp_path / "out", data=data))
     data_read = checks.load_data(args, kind.style, [])
     [told] = runtime.cut_captions(args, kind, data_read)
+    template = {"klein": 30, "zimage": 15}  # tokens of an empty chat, by the tiny tokenizer
     place, _, rest = told.partition(": ")
     assert place == f"{path}:4"
     count, seen = map(int, re.findall(r"\d+", rest))
     assert count > 1000
-    assert seen == (75 if kind.name == "sdxl" else 511)
+    limits = {"sdxl": 75, "flux": 511, **{key: 128 - count for key, count in template.items()}}
+    assert seen == limits[kind.name]
