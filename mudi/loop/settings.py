@@ -107,9 +107,7 @@ class Settings:
 
     @property
     def training_script(self) -> Path:
-        if self.script:
-            return Path(self.script)
-        return script_of(self.backbone) or Path()
+        return Path(self.script) if self.script else ROOT / BACKBONES[self.backbone].script
 
     def flags_of(self, number: int) -> dict[str, Any]:
         """Return the training's flags in a round."""
@@ -129,12 +127,6 @@ class Settings:
 BASE = "pretrained_model_name_or_path"
 NEEDED = ["output_dir", "instance_data_dir", BASE, "prompts", "held_out"]
 PATHS = "output_dir instance_data_dir prompts held_out script".split()
-
-
-def script_of(backbone: str) -> Path | None:
-    """Return a backbone's training script."""
-    name = f"train_segmix_lora_{backbone}.py"
-    return next(iter([*ROOT.glob(name), *ROOT.glob(f"*/{name}")]), None)
 
 
 def read_settings(path: Path) -> Settings:

@@ -26,27 +26,33 @@ from mudi.training.runtime import sample_options
 TILES = 12
 LARGEST_SIDE = 2048  # px, of a collage that is only to be looked at
 DEFAULTS = TrainingArgs()
-# What follows is the published runs' (train.sh and flux/example.sh), by backbone.
+# What follows is the runs' of train.sh and each backbone's example.sh.
 PUBLISHED = {
-    "sdxl": (
-        "train_segmix_lora_sdxl.py",
-        [
-            f"--pretrained_model_name_or_path={SDXL_BASE}",
-            "--pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix",
-            "--train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing",
-            "--max_train_steps=2010 --save_steps=200 --checkpointing_steps=20000",
-            "--learning_rate=1e-4 --lr_warmup_steps=0 --rank=32",
-        ],
-    ),
-    "flux": (
-        "flux/train_segmix_lora_flux.py",
-        [
-            "--pretrained_model_name_or_path=black-forest-labs/FLUX.1-dev --mixed_precision=bf16",
-            "--train_batch_size=1 --gradient_accumulation_steps=4 --gradient_checkpointing",
-            "--max_train_steps=2010 --save_steps=500 --checkpointing_steps=20000",
-            "--learning_rate=3e-4 --lr_warmup_steps=0 --rank=32 --guidance_scale=1",
-        ],
-    ),
+    "sdxl": [
+        f"--pretrained_model_name_or_path={SDXL_BASE}",
+        "--pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix",
+        "--train_batch_size=1 --gradient_accumulation_steps=2 --gradient_checkpointing",
+        "--max_train_steps=2010 --save_steps=200 --checkpointing_steps=20000",
+        "--learning_rate=1e-4 --lr_warmup_steps=0 --rank=32",
+    ],
+    "flux": [
+        "--pretrained_model_name_or_path=black-forest-labs/FLUX.1-dev --mixed_precision=bf16",
+        "--train_batch_size=1 --gradient_accumulation_steps=4 --gradient_checkpointing",
+        "--max_train_steps=2010 --save_steps=500 --checkpointing_steps=20000",
+        "--learning_rate=3e-4 --lr_warmup_steps=0 --rank=32 --guidance_scale=1",
+    ],
+    "klein": [
+        "--pretrained_model_name_or_path=black-forest-labs/FLUX.2-klein-base-4B",
+        "--mixed_precision=bf16 --train_batch_size=1 --gradient_accumulation_steps=4",
+        "--max_train_steps=2010 --save_steps=500 --checkpointing_steps=500",
+        "--learning_rate=1e-4 --lr_warmup_steps=0 --rank=32 --gradient_checkpointing",
+    ],
+    "zimage": [
+        "--pretrained_model_name_or_path=Tongyi-MAI/Z-Image --mixed_precision=bf16",
+        "--train_batch_size=1 --gradient_accumulation_steps=4 --gradient_checkpointing",
+        "--max_train_steps=2010 --save_steps=500 --checkpointing_steps=1000",
+        "--learning_rate=1e-4 --lr_warmup_steps=0 --rank=32",
+    ],
 }
 
 
@@ -137,7 +143,6 @@ class _Wish:
 
 def command(args: TrainingArgs, backbone: Backbone) -> str:
     """Return the command that trains so: the published run's, with these flags and this folder."""
-    script, published = PUBLISHED[backbone.name]
     folder = str(args.instance_data_dir)
     own = [
         f"--instance_data_dir={shlex.quote(folder)}",
@@ -152,4 +157,6 @@ def command(args: TrainingArgs, backbone: Backbone) -> str:
         own.append("--subject_scales " + " ".join(map(shlex.quote, args.subject_scales)))
     own += ["--random_flip"] * args.random_flip
     own += [f"--mix={args.mix}"] * (args.mix != DEFAULTS.mix)
-    return " \\\n    ".join([f"accelerate launch {script}", *own, *published])
+    return " \\\n    ".join(
+        [f"accelerate launch {backbone.script}", *own, *PUBLISHED[backbone.name]]
+    )

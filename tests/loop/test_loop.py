@@ -36,7 +36,7 @@ from mudi.images import Box, load_mask, load_rgb
 from mudi.loop.cut import cut_subjects
 from mudi.loop.picking import Candidate, choose, only_subject, thumbnail, why_none
 from mudi.loop.rounds import best_round, ended, figures_of
-from mudi.loop.settings import Pick, Stop, read_settings, script_of
+from mudi.loop.settings import ROOT, Pick, Stop, read_settings
 from mudi.loop.stages import flag_words, launcher, round_of, train_words
 from mudi.masks.segment import foreground_segmenter
 from mudi.metadata import load_subjects
@@ -91,7 +91,7 @@ def test_shares_are_the_fewest_whole_numbers(tmp_path):
 
 
 def test_every_backbone_has_a_script():
-    assert all(script_of(name) for name in BACKBONES)
+    assert all((ROOT / backbone.script).is_file() for backbone in BACKBONES.values())
 
 
 def test_flags_of_every_kind_become_words():

@@ -3,7 +3,7 @@ import { $, address, ask, attempt, complaints, copied, debounced, el, folder } f
 
 const choice = (name, text, options) => ({ name, text, options });
 const FIELDS = [
-  choice("style", "Base model", [["sdxl", "SDXL"], ["flux", "FLUX"]]),
+  choice("style", "Base model", [["sdxl", "SDXL"], ["flux", "FLUX"], ["klein", "FLUX.2-klein"], ["zimage", "Z-Image"]]),
   choice("in_order", "Show", [["", "collages"], ["true", "the run's draws"]]),
   { name: "segmix_prob", text: "segmix_prob", value: "0.3", title: "how often a photo becomes a collage" },
   { name: "segmix_num_subjects", text: "segmix_num_subjects", value: "2", title: "subjects a collage" },
@@ -13,7 +13,7 @@ const FIELDS = [
   choice("mix", "mix", [["segmix", "segmix"], ["cutmix", "cutmix, the baseline"]]),
   { name: "random_flip", text: "random_flip", type: "checkbox" },
 ];
-const USUAL = { sdxl: "1024", flux: "512" }; // the resolution, as long as nobody chose one
+const USUAL = { sdxl: "1024", flux: "512", klein: "512", zimage: "1024" }; // the resolution, as long as nobody chose one
 
 const inputs = {};
 let drawn = "";
