@@ -21,6 +21,6 @@ One prompt on its way to its picture (`inference.py`):
    so told.
 
 The wings, of which none imports another: `backbones` (what differs between base models), then
-`training`, `pictures` and `masks`; `loop` stands on all of them. Below all is `ground`, which knows nothing of the method.
-`tests/test_layers.py` holds imports to that.
+`training`, `pictures` and `masks`; `loop` stands on all of them. Below all is `ground`, which knows
+nothing of the method. `tests/test_layers.py` holds imports to that.
 """
