@@ -469,11 +469,11 @@ def collage_sheet(dataset: SegMixDataset, count: int, seed: int) -> Image.Image:
     """
     samples = mixed_samples(dataset, range(count), seed)
     scenes = dataset.subjects.scenes[:count]
-    tiles = [outline(s.pixels, s.mask) for s in samples] + [_outlined(scene) for scene in scenes]
+    tiles = [outline(s.pixels, s.mask) for s in samples] + [outlined(scene) for scene in scenes]
     return contact_sheet(tiles, [s.prompt for s in samples] + [s.caption for s in scenes])
 
 
-def _outlined(scene: Scene) -> Image.Image:
+def outlined(scene: Scene) -> Image.Image:
     """Draw the outlines of a scene's masks into it."""
     image = load_rgb(scene.image)
     for cut in scene.cuts:

@@ -11,8 +11,18 @@ from pathlib import Path
 PHOTOS = "photos"  # the source of a line that names none
 
 
+class _Captioned:
+    caption: str
+    more_captions: tuple[str, ...]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All of a picture's captions."""
+        return (self.caption, *self.more_captions)
+
+
 @dataclass(frozen=True)
-class Photo:
+class Photo(_Captioned):
     """One photo of one subject; `subject` is an id of `Subjects.names`.
 
     Attributes:
@@ -30,13 +40,9 @@ class Photo:
     place: str = field(default="", compare=False)
     source: str = PHOTOS
 
-    @property
-    def captions(self) -> tuple[str, ...]:
-        return (self.caption, *self.more_captions)
-
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(_Captioned):
     """One picture that shows several subjects, or one that no mask cuts out; drawn once, whole.
 
     Attributes:
@@ -52,10 +58,6 @@ class Scene:
     more_captions: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
     source: str = PHOTOS
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        return (self.caption, *self.more_captions)
 
 
 @dataclass(frozen=True)

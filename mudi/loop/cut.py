@@ -47,12 +47,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mudi.data import outlined
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import new_folder, write_image, write_records
 from mudi.ground.locks import hold
-from mudi.ground.sheets import contact_sheet, outline
+from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import join_processes
-from mudi.images import Box, load_mask, load_rgb
+from mudi.images import Box, load_rgb
 from mudi.islands import drop_islands
 from mudi.loop.picking import PICKED
 from mudi.masks.folder import METADATA, load_segmenter, masking_complaints, write_mask
@@ -185,12 +186,7 @@ def cut_subjects(
 
 def scene_sheet(scenes: tuple[Scene, ...]) -> Image.Image:
     """Lay scenes on a sheet, each with the outlines of its masks."""
-    tiles = []
-    for scene in scenes[:SHEET_PICTURES]:
-        pixels = np.asarray(load_rgb(scene.image))
-        for photo in scene.cuts:
-            pixels = np.asarray(outline(pixels, load_mask(photo.mask)))
-        tiles.append(Image.fromarray(pixels))
+    tiles = [outlined(scene) for scene in scenes[:SHEET_PICTURES]]
     return contact_sheet(tiles, [scene.caption for scene in scenes[:SHEET_PICTURES]])
 
 

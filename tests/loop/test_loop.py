@@ -36,7 +36,7 @@ from mudi.images import Box, load_mask, load_rgb
 from mudi.loop.cut import cut_subjects
 from mudi.loop.picking import Candidate, choose, only_subject, thumbnail, why_none
 from mudi.loop.rounds import best_round, ended, figures_of
-from mudi.loop.settings import ROOT, Pick, Stop, read_settings
+from mudi.loop.settings import Pick, Stop, read_settings
 from mudi.loop.stages import flag_words, launcher, round_of, train_words
 from mudi.masks.segment import foreground_segmenter
 from mudi.metadata import load_subjects
