@@ -12,7 +12,7 @@ studio: .venv/installed  # the page, on a copy of the example pair
 	$(BIN)/python -m mudi.studio output/studio --segmenter foreground
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-gpu: .venv/installed-dev  # what a machine without a GPU skips
 	$(BIN)/python -m pytest -m gpu -rs

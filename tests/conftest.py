@@ -8,7 +8,7 @@ from endpoint import Endpoint
 from helpers import CLASSES, NAMES, DataFolder
 from hypothesis import settings
 
-WITHOUT_GPU = pytest.StashKey[int]()  # how many tests were skipped for want of one
+WANTS_GPU = "wants a GPU"
 
 # Two cores shared by other work: an example's time says nothing about the code
 settings.register_profile("mudi", deadline=None, derandomize=True)
@@ -27,22 +27,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in marked:
         item.add_marker(pytest.mark.skip(reason=why))
-    config.stash[WITHOUT_GPU] = len(marked)
 
 
 def _no_gpu(config: pytest.Config) -> str | None:
     """Say why tests for a GPU can't run, or return None."""
     if config.option.markexpr != "gpu":
-        return "wants a GPU: run make test-gpu"
+        return f"{WANTS_GPU}: run make test-gpu"
     import torch  # the pure tests need none
 
-    return None if torch.cuda.is_available() else "wants a GPU, and there is none"
+    return None if torch.cuda.is_available() else f"{WANTS_GPU}, and there is none"
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    if count := config.stash.get(WITHOUT_GPU, 0):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if count := sum(WANTS_GPU in str(report.longrepr) for report in skipped):
         terminalreporter.write_line(f"not run for want of a GPU: {count} tests (make test-gpu)")
 
 
