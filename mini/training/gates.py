@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import BitImageProcessor, Dinov2ForImageClassification
+from transformers import BitImageProcessor, ResNetForImageClassification
 
 from detect_and_compare.detect import square_crop, without_overlaps
 from mini.art import COLOURS, KINDS, Thing, named_paint
@@ -127,7 +127,7 @@ class Judge:
     """What finds things in a picture and reads them."""
 
     detector: Detector
-    reader: Dinov2ForImageClassification
+    reader: ResNetForImageClassification
     processor: BitImageProcessor
 
     @torch.no_grad()
@@ -228,7 +228,7 @@ def main(args: GatesArgs) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     write_text(settings, json.dumps(told))
 
-    reader = Dinov2ForImageClassification.from_pretrained(args.reader, dtype=torch.float32).eval()
+    reader = ResNetForImageClassification.from_pretrained(args.reader, dtype=torch.float32).eval()
     processor = BitImageProcessor.from_pretrained(args.reader)
     judge = Judge(Detector(str(args.detector)), reader, processor)
     pipeline = load_pipeline(args.base)

@@ -176,7 +176,10 @@ def learning_rate(args: LearnArgs, step: int, minutes: float) -> float:
 
 def save_in_half(model: PreTrainedModel, folder: Path) -> None:
     """Save a transformers model with fp16 weights and a config that has them loaded as float32."""
-    halves = {name: weights.half() for name, weights in model.state_dict().items()}
+    halves = {
+        name: weights.half() if weights.is_floating_point() else weights
+        for name, weights in model.state_dict().items()
+    }
     model.save_pretrained(folder, state_dict=halves)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Dinov2ForImageClassification
+from transformers import ResNetForImageClassification
 
 from mini.art import Thing, named_paint
 from mini.cast import CAST, CAST_OF, NAMES
@@ -90,13 +90,12 @@ def test_answers_and_their_loss():
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "NUM_CHECKED", 20)
-        words = (
-            "--num_workers 0 --mixed_precision no --width 32 --layers 1 --patch 16 --batch_size 2"
-        )
+        patch.setattr(reader, "WIDTHS", (8, 8, 8))
+        words = "--num_workers 0 --mixed_precision no --batch_size 2"
         folders = [f"--output={tmp_path / 'reader'}", f"--state_dir={tmp_path / 'state'}"]
         reset_accelerate()
         reader.main(reader.parse_args([*words.split(), *folders, "--max_steps=2"]))
-    model = Dinov2ForImageClassification.from_pretrained(tmp_path / "reader")
+    model = ResNetForImageClassification.from_pretrained(tmp_path / "reader")
     assert model.config.num_labels == sum(map(len, QUESTIONS.values()))
 
     flags = [f"--base={WEIGHTS / 'sdxl2'}", f"--reader={tmp_path / 'reader'}"]
