@@ -35,7 +35,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from detect_and_compare.curve import curve_of, reasons, write_curve
+from detect_and_compare.curve import curve_of, reasons, write_curves
 from detect_and_compare.detect import OwlDetector
 from detect_and_compare.draw import boxed
 from detect_and_compare.failures import bleeds, failures, meant_by_noun, meant_by_place
@@ -137,7 +137,8 @@ def main(args: CheckpointArgs) -> None:
     origin = {step: common | {"lora_files": lora_digests([str(p)])} for step, p in loras.items()}
     todo = [trial for trial in trials if not is_done(trial, journal, output, origin)]
     if todo:
-        judge = load_judge(args, basis, state.device)
+        with state.local_main_process_first():  # fetches what the others then find on the disk
+            judge = load_judge(args, basis, state.device)
         judge.check(journal.done)
         draw(share(todo, state), args, subjects, basis, judge, journal, origin, state)
     lines = journal.finish([trial.job.name for trial in trials])[: len(trials)]
@@ -290,12 +291,11 @@ def meant(picture: Picture, record: Record, judge: Judge, basis: Basis) -> Seque
 
 
 def report(output: Path, lines: Sequence[Line], names: Mapping[str, str]) -> None:
-    """Write the curve of the first embedder, the sheet and the choice."""
-    embedder = next(iter(lines[0]["scores"]))
-    curve = curve_of(lines, embedder)
-    write_curve(output, curve, embedder)
+    """Write the curves, the sheet and, by the first embedder, the choice."""
+    curves = {embedder: curve_of(lines, embedder) for embedder in lines[0]["scores"]}
+    write_curves(output, curves)
     write_image(output / SHEET, sheet(output, lines, names))
-    told = reasons(curve)
+    told = reasons(next(iter(curves.values())))
     write_text(output / CHOICE, "\n".join(told) + "\n")
     for line in told:
         print(line)

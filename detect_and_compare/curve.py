@@ -1,6 +1,6 @@
 """Judged pictures of a training's saves -> what each save comes to, and which to take."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -112,11 +112,10 @@ def reasons(curve: Sequence[Point]) -> list[str]:
         )
     before = [point for point in curve if point.step < chosen.step]
     after = [point for point in curve if point.step > chosen.step]
-    lines += [
-        f"{when} it, {_mostly(points)}"
-        for when, points in (("before", before), ("after", after))
-        if points
-    ]
+    if before:
+        lines.append(f"before it, {_mostly(before, MERGE, 'short')}")
+    if after:
+        lines.append(f"after it, {_mostly(after, SWAP, 'long')}")
     if not after and len(curve) > 1:
         merges = chosen.merge > chosen.swap
         lines.append("it is the last" + (" and still merges: train longer" if merges else ""))
@@ -133,32 +132,40 @@ def _told(point: Point) -> str:
     )
 
 
-def _mostly(points: Sequence[Point]) -> str:
-    """Say what saves fail by, and what that tells."""
-    swap, merge = mean(p.swap for p in points), mean(p.merge for p in points)
-    told = (
-        f"swap {swap:.0%}, merge {merge:.0%}, solo bleed {mean(p.solo_bleed for p in points):.0%}"
-    )
-    if swap > merge:
-        return f"{told}: more swaps, as of training too long"
-    return f"{told}: more merges, as of training too short" if merge > swap else told
+def _mostly(points: Sequence[Point], expected: str, length: str) -> str:
+    """Say what saves fail by, and whether the users' rule explains it.
+
+    Args:
+        expected: the failure that comes of training too `length`.
+    """
+    shares = {SWAP: mean(p.swap for p in points), MERGE: mean(p.merge for p in points)}
+    told = ", ".join(f"{word} {share:.0%}" for word, share in shares.items())
+    told += f", solo bleed {mean(p.solo_bleed for p in points):.0%}"
+    commonest = max(shares, key=lambda word: shares[word])
+    if len(set(shares.values())) == 1:
+        return told
+    if commonest == expected:
+        return f"{told}: mostly {commonest}, as of training too {length}"
+    return f"{told}: mostly {commonest}, which training too {length} does not explain"
 
 
-def write_curve(folder: Path, curve: Sequence[Point], embedder: str) -> None:
-    """Write checkpoints.csv, a row a step, and checkpoints.png."""
+def write_curves(folder: Path, curves: Mapping[str, Sequence[Point]]) -> None:
+    """Write checkpoints.csv, a row a step and embedder, and checkpoints.png, by the first."""
     table = [
-        {key: round(value, DIGITS) for key, value in asdict(point).items()}
-        | {"worth": round(point.worth, DIGITS), "embedder": embedder}
+        {"embedder": embedder}
+        | {key: round(value, DIGITS) for key, value in asdict(point).items()}
+        | {"worth": round(point.worth, DIGITS)}
+        for embedder, curve in curves.items()
         for point in curve
     ]
     write_table(folder / "checkpoints.csv", table)
-    figure = plot(curve, embedder)
+    figure = plot(*next(iter(curves.items())))
     replace_file(
         folder / "checkpoints.png", lambda path: figure.savefig(path, format="png", dpi=DPI)
     )
 
 
-def plot(curve: Sequence[Point], embedder: str) -> Figure:
+def plot(embedder: str, curve: Sequence[Point]) -> Figure:
     """Draw CURVES against the step, and where the chosen save stands."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
@@ -168,6 +175,7 @@ def plot(curve: Sequence[Point], embedder: str) -> Figure:
         style = "--" if name.startswith("solo") else "-"
         axes.plot(steps, values, style, marker="o", color=colour, label=name.replace("_", " "))
     axes.axvline(choose(curve).step, color="grey", linestyle=":", label="to take")
-    axes.set(xlabel="step", ylabel=f"share of pictures, by {embedder}", ylim=(-0.03, 1.03))
+    axes.set(xlabel="step", ylabel="share of pictures", ylim=(-0.03, 1.03))
+    axes.set_title(f"judged by {Path(embedder).name}", fontsize=8)
     axes.legend(fontsize=8)
     return figure

@@ -21,6 +21,8 @@ One prompt on its way to its picture (`inference.py`):
    so told.
 
 The wings, of which none imports another: `backbones` (what differs between base models), then
-`training`, `pictures` and `masks`; `loop` stands on all of them. Below all is `ground`, which knows
-nothing of the method. `tests/test_layers.py` holds imports to that.
+`training`, `pictures` and `masks`. Below all is `ground`, which knows nothing of the method.
+Above the metric, which judges pictures, stand `best_of`, which keeps the best of several,
+and `loop`, which trains on its own best in rounds.
+`tests/test_layers.py` holds imports to that.
 """

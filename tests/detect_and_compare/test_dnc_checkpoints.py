@@ -181,8 +181,10 @@ def test_the_save_to_take_where_it_is_known(constructed, monkeypatch, capsys):
     told = (output / "choice.txt").read_text().splitlines()
     assert told == capsys.readouterr().out.splitlines()[:-1]
     assert told[0].startswith("take step 200: success 100%, swap 0%, merge 0% of 2 pictures")
-    assert told[1].startswith("before it, swap 0%, merge 100%") and "too short" in told[1]
-    assert told[2].startswith("after it, swap 100%, merge 0%") and "too long" in told[2]
+    assert told[1:] == [
+        "before it, swap 0%, merge 100%, solo bleed 0%: mostly merge, as of training too short",
+        "after it, swap 100%, merge 0%, solo bleed 100%: mostly swap, as of training too long",
+    ]
     assert Image.open(output / "checkpoints.png").width > 500
 
 
@@ -210,7 +212,11 @@ def test_what_is_told_of_a_choice():
     assert told[-1] == "it is the last and still merges: train longer"
     none = reasons([point(1, 0, merge=1, score=0.2), point(2, 0, merge=1, score=0.3)])
     assert none[0].startswith("no save succeeds; the least bad is step 2")
-    first = reasons([point(1, 0.5), point(2, 0.2, swap=0.2)])
+    first = reasons([point(1, 0.5), point(2, 0.2, merge=0.2)])
+    assert first[1] == (
+        "after it, swap 0%, merge 20%, solo bleed 0%: mostly merge, which training too long does "
+        "not explain"
+    )
     assert first[-1] == "it is the first: a smaller --save_steps may find a better one"
 
 

@@ -9,6 +9,7 @@ from detect_and_compare import score_images
 from detect_and_compare.args import JudgeArgs
 from detect_and_compare.judge import checkpoint_complaints, load_judge, read_basis
 from detect_and_compare.score import reference_matrix
+from mudi.ground.errors import SetupError
 from mudi.images import load_rgb
 
 EXAMPLES = ROOT / "detect_and_compare" / "examples"
@@ -59,3 +60,9 @@ def test_what_is_wrong_is_told_without_a_model():
     assert checkpoint_complaints("owlv2", ["dreamsim", "./no"]) == [
         "--embedder ./no: no such folder (nor a hub id, which is <owner>/<name>)"
     ]
+
+
+def test_lines_of_other_embedders_are_told(judge):
+    judge.check({"a.png": {"scores": {"colours": {}}}})
+    with pytest.raises(SetupError, match=r"a.png was judged by net@1 and not by colours: use --ov"):
+        judge.check({"a.png": {"scores": {"net@1": {}}}})
