@@ -102,6 +102,7 @@ def test_many_at_once_take_turns(tmp_path):
     assert (most, turns) == (1, 80)
 
 
+@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # shared by all
 def test_every_command_that_writes_a_folder_locks_it(backbone, tmp_path, monkeypatch):
     """In the second of two runs no model is loaded."""
     photos = DataFolder(tmp_path / "photos", {"a": NAMES["a"]}).path

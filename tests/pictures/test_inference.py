@@ -210,7 +210,7 @@ def test_a_finished_picture_is_not_made_again(made, backbone, tmp_path):
     assert largest_difference(pictures(tmp_path).values(), pictures(made).values()) <= 1
 
 
-@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # the sharing is shared
+@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # shared by all
 def test_two_processes_make_the_same_pictures(made, backbone, tmp_path):
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
     command = [*launch, str(ROOT / "inference.py"), *words(backbone, tmp_path), "--prompt", PROMPT]

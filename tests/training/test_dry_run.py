@@ -66,8 +66,9 @@ def test_a_validation_model_is_counted_apart(flux_backbone: Backbone, tmp_path: 
     flags = f"{FLAGS['plain']} --validation_model {flux_backbone.base}"
     simulated, real = both_ways(flux_backbone, tmp_path, flags)
     assert simulated.drawn == real.drawn == plain.weights + plain.adapters
-    assert simulated.prompts == real.prompts == plain.prompts
-    assert simulated.pictures - simulated.drawn == plain.pictures
+    tables = simulated.prompts - plain.prompts  # its scheduler's, counted where prompts are
+    assert simulated.prompts == real.prompts and 0 <= tables < 1 << 15
+    assert simulated.pictures - simulated.drawn - tables == plain.pictures
 
 
 def test_the_miniature_is_counted_to_the_byte(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_seconds_are_those_of_steps_and_of_nothing_that_is_saved_or_shown(
     assert 3 * 0.05 <= sum(seconds) <= whole - 3
 
 
+@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # shared by all
 def test_a_resumed_run_has_each_step_once_and_the_numbers_of_a_straight_one(backbone, tmp_path):
     more = "--max_train_steps 3 --checkpointing_steps 1 --logging_steps 3"
     straight = backbone.train(tmp_path / "straight", more)
