@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.z_image import pipeline_z_image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from training import Backbone, reset_accelerate
@@ -236,6 +237,8 @@ def test_a_validation_picture_is_sampled_on_the_device(
         words += " --validation_guidance_scale 0"
     loaded = Loaded(backbone, tmp_path, words, precision)
     monkeypatch.setattr(torch, "Generator", CudaGenerator)
+    levels = unset_fake_temporarily()(pipeline_z_image.get_default_z_image_sigmas)  # with data
+    monkeypatch.setattr(pipeline_z_image, "get_default_z_image_sigmas", levels)
     with shapes_only(), fake_tensors():
         models = loaded.models()
         sample: Callable = models.sample
