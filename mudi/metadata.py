@@ -387,7 +387,10 @@ def _warnings(path: Path, reader: _Reader) -> Iterator[str]:
         [*reader.photos, *reader.scenes], key=lambda item: item[0]
     )
     for line, picture in pictures:
-        ids = picture.subjects if isinstance(picture, Scene) else (picture.subject,)
+        named = picture.subjects if isinstance(picture, Scene) else (picture.subject,)
+        ids = [subject for subject in named if subject in reader.names]
+        if not ids:
+            continue  # a problem, told by itself
         digest = hashlib.sha256(picture.image.read_bytes()).hexdigest()
         if digest in first_line:
             earlier, subject = first_line[digest]

@@ -25,7 +25,6 @@ from mini.backgrounds import random_name
 from mini.cast import STRIPED_SHARE, STRIPES
 from mini.world import SIZE, arrange
 
-TWO_COLOURS_SHARE = 0.5  # of the bodies, in halves or stripes; the evaluated subjects all have two
 SMALLEST_SHRINK = 0.6  # of the things in a scene, against the world's training scenes
 BADGE_SIDES = (0.2, 0.5)  # share of the instance's side
 BADGE_REACH = ((-0.3, 0.3), (-0.5, 0.4))  # of its centre across and down, in sides from the middle
@@ -67,11 +66,15 @@ class Instance:
 
 @dataclass(frozen=True)
 class Wardrobe:
-    """What instances wear: one of the accessories, a badge, or, for the rest, nothing."""
+    """What instances wear: one of the accessories, a badge, or, for the rest, nothing.
+
+    And how many bodies have two colours, in halves or stripes; the second world's subjects all do.
+    """
 
     accessories: Sequence[str]
     accessory_share: float
     badge_share: float
+    two_colours_share: float = 0.5
 
 
 TRAINING = Wardrobe(tuple(TRAINING_ACCESSORIES), accessory_share=0.3, badge_share=0.4)
@@ -82,13 +85,14 @@ def random_instance(
     rng: np.random.Generator, wardrobe: Wardrobe, noun: str | None = None
 ) -> Instance:
     """Draw how an instance looks, of any class if none is given."""
-    return dress(random_body(noun or str(rng.choice(list(KINDS))), rng), rng, wardrobe)
+    body = random_body(noun or str(rng.choice(list(KINDS))), rng, wardrobe.two_colours_share)
+    return dress(body, rng, wardrobe)
 
 
-def random_body(noun: str, rng: np.random.Generator) -> Thing:
+def random_body(noun: str, rng: np.random.Generator, two_colours_share: float) -> Thing:
     """Draw a thing of any one colour or any two, with nothing on."""
     body = Thing(noun, random_paint(rng))
-    if rng.random() >= TWO_COLOURS_SHARE:
+    if rng.random() >= two_colours_share:
         return body
     bands = STRIPES if rng.random() < STRIPED_SHARE else 2
     return replace(body, second_paint=random_paint(rng), bands=bands)

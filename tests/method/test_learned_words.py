@@ -329,7 +329,7 @@ def test_a_run_leaves_its_words_and_says_what_they_cost_and_how_to_prompt(
     assert not torch.equal(one[0]["clip_l"], two[0]["clip_l"])
     card = (out / "README.md").read_text()
     assert "- olis robot: `olis_robot`" in card and "eos_token_id" in card
-    assert 'image = pipeline("olis_robot")' in card
+    assert 'image = pipeline(prompt="olis_robot")' in card
 
     again = sdxl_backbone.flags(tmp_path / "again", f"--resume_lora={out} --max_train_steps 1")
     with pytest.raises(SystemExit, match=r"are learned words; pass --learn_words"):

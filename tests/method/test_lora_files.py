@@ -120,7 +120,7 @@ WRONG = {
     "tucker": ({f"{SDXL_KEY}.lora_mid.weight": ONE}, "Tucker cores"),
     "dora": ({f"{SDXL_KEY}.dora_scale": ONE}, "a DoRA in kohya's form"),
     "sd15": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": ONE},
-             "Stable Diffusion 1.5 or 2; SDXL"),
+             "Stable Diffusion 1.5 or 2; those known here"),
     "sd15-unet": ({"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
                    ".lora.down.weight": torch.ones(2, 768)}, "Diffusion 1.5, whose text is 768"),
     "sd2-unet": ({"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v"

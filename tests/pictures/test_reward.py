@@ -345,6 +345,6 @@ def test_reward_0_is_the_base_also_beside_learned_words(backbone, sampler):
         detach(pipeline)
     plain = Sampler(loaded(backbone), SMALL)
     base = picture(plain, Shot(BASE_PROMPT, seed=SHOT.seed))
-    assert largest_difference([ours], [base]) == 0
+    assert largest_difference([ours], [base]) <= 1  # three rows a step, two: rounding may differ
     without = picture(sampler, replace(shot, reward_guidance=3.0))
     assert largest_difference([rewarded], [without]) > 1
