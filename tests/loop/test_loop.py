@@ -383,9 +383,9 @@ def ends(path: Path, capsys, launch) -> str:
     return outcome["ended"]
 
 
+@pytest.mark.parametrize("backbone", ["flux", "klein"], indirect=True)  # all others run on SDXL
 def test_a_round_without_a_pick_ends_with_what_was_wrong(backbone, tmp_path, capsys):
-    """On either backbone."""
-    name = "sdxl" if backbone.denoiser == "unet" else "flux"
+    name = backbone.script.__name__.removeprefix("train_segmix_lora_")
     path = write_loop(tmp_path, backbone.base, backbone=name)
     told = ends(path, capsys, stages(bad_picture))
     assert told.startswith("round 0: none of 6 pictures was picked: ") and "Better prompts" in told

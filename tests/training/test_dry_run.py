@@ -93,7 +93,7 @@ def test_learned_words_and_the_encoders_that_stay_for_them_are_counted(
     assert simulated.adapters - plain.adapters == rows
 
 
-@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # the verdict is shared
+@pytest.mark.parametrize("backbone", ["sdxl"], indirect=True)  # the verdict is shared
 def test_the_verdict_is_an_exit_code_and_names_what_helps(
     backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
