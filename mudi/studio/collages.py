@@ -120,7 +120,8 @@ class _Wish:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "\n".join(problems))
         options = sample_options(self.args, self.backbone.style, scales, self.seed)
         self.options = options if self.in_order else replace(options, segmix_prob=1.0)
-        files = [path for photo in self.subjects.photos for path in (photo.image, photo.mask)]
+        files = [path for photo in self.subjects.cuts for path in (photo.image, photo.mask)]
+        files += [scene.image for scene in self.subjects.scenes]
         self._key = repr((self.options, self.subjects, [stamp_of(path) for path in files]))
 
     @property
@@ -137,7 +138,8 @@ class _Wish:
         """Return a collage as `mudi.preview` numbers them, or a draw as the run has them."""
         if not self.in_order:
             return mixed_samples(dataset, [number], self.seed)[0]
-        [draws] = DrawSchedule(len(self.subjects.photos), self.seed, TILES, 0, 1)
+        pictures, sources = len(self.subjects.pictures), self.subjects.sources
+        [draws] = DrawSchedule(pictures, self.seed, TILES, 0, 1, sources=sources)
         return dataset[draws[number]][0]
 
 

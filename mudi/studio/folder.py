@@ -32,7 +32,7 @@ from mudi.masks.folder import (
     read_metadata,
     write_mask,
 )
-from mudi.metadata import MetadataError, Subjects, file_problem, load_subjects
+from mudi.metadata import SUBJECTS, MetadataError, Subjects, file_problem, load_subjects
 from mudi.photo_checks import Findings, PhotoAndMask, check_photos
 from mudi.studio.server import Refusal
 from mudi.texts import folded, replace_names
@@ -245,7 +245,7 @@ class PhotoFolder:
             names[subject] = now
             if was is not None:
                 for line in records[1:]:
-                    if line.get("id") == subject and "text" in line:
+                    if subject in _shown_in(line) and "text" in line:
                         line["text"] = _renamed(line["text"], was, now)
             write_records(self.metadata, records)
             waiting = [e for e in self.entries() if e.line is None and e.mask.is_file()]
@@ -377,6 +377,13 @@ def _check_same(there: Any, was: Any, what: str) -> None:
     if there != was:
         told = f"{what} has changed since it was read here; nothing was written"
         raise Refusal(HTTPStatus.CONFLICT, told, changed=True)
+
+
+def _shown_in(line: dict[str, Any]) -> list[Any]:
+    """Return the ids of a photo's subject, or of a scene's."""
+    scene = line.get(SUBJECTS)
+    cuts = scene if isinstance(scene, list) else []
+    return [line.get("id"), *(cut.get("id") for cut in cuts if isinstance(cut, dict))]
 
 
 def _renamed(text: Any, was: str, now: str) -> Any:

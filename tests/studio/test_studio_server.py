@@ -9,8 +9,10 @@ from pages import Visitor, served
 from PIL import Image
 
 from mini.tiny import save_sam_that_sees_brightness, save_tiny_owlv2
+from mudi.data import DrawSchedule
 from mudi.images import load_mask, note_in, tight_box
 from mudi.metadata import load_subjects
+from mudi.studio.collages import TILES
 from mudi.studio.runs import from_runs, to_runs
 from mudi.studio.server import LARGEST_BODY, Refusal
 
@@ -300,3 +302,28 @@ def test_a_taken_port_gives_the_next(folder):
             assert port < second.server_port <= port + 20
             assert first.site.token != second.site.token
             assert second.address.endswith(f"/{second.site.token}/")
+
+
+def test_a_scene_is_drawn_as_by_the_run_and_renamed_with_its_subjects(site, folder):
+    noise(seed=99).save(folder.path / "both.jpg")
+    cuts = [{"id": "a", "mask_path": "mask_a0.png"}, {"id": "b"}]
+    text = "A photo of a olis robot and a hta teddy bear."
+    made = {"file_name": "both.jpg", "text": text, "subjects": cuts, "source": "made"}
+    folder.lines[0] |= {"shares": {"photos": 1, "made": 1}}
+    folder.lines[1:] = [{**line, "source": "photos"} for line in folder.lines[1:]]
+    folder.lines.append(made)
+    folder.save()
+    assert [p["name"] for p in site.told("GET", "folder")[1]["photos"]].count("both.jpg") == 0
+
+    flags = "style=sdxl&resolution=64&segmix_prob=0&segmix_num_subjects=2&relative_scale=0"
+    path = f"collages?{flags}&mix=segmix&seed=3&in_order=true"
+    status, told = site.told("GET", path)
+    subjects = load_subjects(folder.path)
+    [draws] = DrawSchedule(len(subjects.pictures), 3, TILES, 0, 1, sources=subjects.sources)
+    captions = [subjects.pictures[draw.photo].caption for draw in draws]
+    assert status == 200 and [p["prompt"] for p in told["prompts"]] == captions
+    assert captions.count(text) == TILES // 2
+
+    site.told("POST", "name", {"id": "b", "was": "hta teddy bear", "now": "sks bear"})
+    [scene] = load_subjects(folder.path).scenes
+    assert scene.caption == "A photo of a olis robot and a sks bear."
