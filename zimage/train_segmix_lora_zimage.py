@@ -15,22 +15,13 @@ GPU add --quantize_base nf4 --encode_on_cpu. Not tried on the real weights yet.
 
 from dataclasses import dataclass
 
-from mudi.ground.flags import FREE, flag, parse
-from mudi.training.args import FlowMatching, TrainingArgs, density
+from mudi.ground.flags import parse
+from mudi.training.args import FlowMatching, Qwen, TrainingArgs, density
 
 
 @dataclass
-class ZImageArgs(TrainingArgs, FlowMatching):
+class ZImageArgs(TrainingArgs, FlowMatching, Qwen):
     """Z-Image"""
-
-    max_sequence_length: int = flag(
-        512, "tokens of a prompt for Qwen3, its chat template's included", at_least=1
-    )
-    encode_on_cpu: bool = flag(
-        False,
-        "run Qwen3 on the CPU at the start, where the GPU has no 9 GB for it (slow)",
-        on_resume=FREE,
-    )
 
 
 def parse_args(argv: list[str] | None = None) -> ZImageArgs:

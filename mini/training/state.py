@@ -64,7 +64,7 @@ class LearnArgs:
     num_workers: int = flag(default_workers(), "processes that draw scenes", at_least=0)
     seed: int = flag(0, "of weights, scenes and noise")
     mixed_precision: str = flag(
-        "bf16" if on_gpu() or torch.cpu.get_capabilities()["avx512_bf16"] else "no",
+        "bf16" if on_gpu() or torch.cpu.get_capabilities().get("avx512_bf16") else "no",
         "bf16 is twice as fast on a GPU and on a CPU with AVX512-BF16, ten times as slow on others",
         choices=("no", "bf16", "fp16"),
     )

@@ -362,6 +362,20 @@ class FlowMatching:
     mode_scale: float = flag(1.29, "of the mode scheme")
 
 
+@dataclass
+class Qwen:
+    """Qwen3"""
+
+    max_sequence_length: int = flag(
+        512, "tokens of a prompt for Qwen3, its chat template's included", at_least=1
+    )
+    encode_on_cpu: bool = flag(
+        False,
+        "run Qwen3 on the CPU at the start, where the GPU has no 9 GB for it (slow)",
+        on_resume=FREE,
+    )
+
+
 def density(args: FlowMatching) -> tuple[str, float, float, float]:
     """Return what `mudi.backbones.flow.FlowSchedule` takes."""
     return args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale
