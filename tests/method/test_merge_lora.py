@@ -218,6 +218,7 @@ def test_dco_compares_with_the_base_not_with_the_lora_started_from(
     assert fresh == base == base_again != started
 
 
+@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # which wins is shared
 @pytest.mark.parametrize("kind", ["", "--use_dora"])
 def test_a_checkpoint_wins_over_the_lora_started_from(backbone, tmp_path, caplog, kind):
     start = trained(backbone, tmp_path / "start", kind)

@@ -210,7 +210,7 @@ def test_a_finished_picture_is_not_made_again(made, backbone, tmp_path):
     assert largest_difference(pictures(tmp_path).values(), pictures(made).values()) <= 1
 
 
-@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # the sharing is shared
+@pytest.mark.parametrize("backbone", ["flux"], indirect=True)  # the sharing is shared
 def test_two_processes_make_the_same_pictures(made, backbone, tmp_path):
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
     command = [*launch, str(ROOT / "inference.py"), *words(backbone, tmp_path), "--prompt", PROMPT]
@@ -437,9 +437,10 @@ def test_what_is_to_be_avoided_is_one_text():
     assert both == f"rain, {COLLAGE_NEGATIVE_PROMPT}"
 
 
-@pytest.mark.parametrize("backbone", ["sdxl", "flux"], indirect=True)  # as inference.py
-@pytest.mark.parametrize(
-    ("name", "num_sheets"), [("inference_demo", 4), ("inference_demo_more_than_two", 3)]
+@pytest.mark.parametrize(  # each as inference.py, which knows all backbones alike
+    ("backbone", "name", "num_sheets"),
+    [("flux", "inference_demo", 4), ("sdxl", "inference_demo_more_than_two", 3)],
+    indirect=["backbone"],
 )
 def test_the_notebooks_run(backbone, run_once, monkeypatch, name, num_sheets):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
