@@ -1,7 +1,7 @@
 """Records as lines of JSON, and what many of them come to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detect_and_compare.measure import Record
-from detect_and_compare.score import Verdict
+from detect_and_compare.score import Likeness, Verdict
 from mudi.ground.files import write_table
 from mudi.texts import printable
 
@@ -24,10 +24,11 @@ def to_line(
     """Return a picture's line of scores.jsonl.
 
     Its keys: `image`; those of the JSONL; `bytes` and `modified` of the file; `size` (W, H);
-    `boxes` (left, top, right, bottom; px); `confidences`; `scores`, which holds for each embedder
-    `score`, `verdict`, `matrix` (S_DC), `similarity` (crops x subjects) and `subjects`, each with
-    the fields of a `Verdict`; and `text_fidelity`, where asked for. Of a picture that can't be
-    read: `problem` and nothing of what comes from its pixels.
+    `boxes` (left, top, right, bottom; px); `confidences`; `answers`, for each box the index of the
+    text that it answers; `scores`, which holds for each embedder `score`, `verdict`, `matrix`
+    (S_DC), `similarity` (crops x subjects), `likenesses`, for each box the fields of a `Likeness`,
+    and `subjects`, each with the fields of a `Verdict`; and `text_fidelity`, where asked for. Of a
+    picture that can't be read: `problem` and nothing of what comes from its pixels.
 
     Args:
         stamp: what the line begins with; see `Picture.stamp`.
@@ -41,6 +42,7 @@ def to_line(
         "size": first.size,
         "boxes": first.boxes,
         "confidences": [round(detection.score, DIGITS) for detection in first.detections],
+        "answers": [detection.query for detection in first.detections],
         "scores": {name: _scores(record) for name, record in records.items()},
     }
     if text_fidelity is not None:
@@ -54,15 +56,16 @@ def _scores(record: Record) -> Line:
         "verdict": record.verdict,
         "matrix": _numbers(record.matrix),
         "similarity": _numbers(record.similarity),
+        "likenesses": [_rounded(likeness) for likeness in record.likenesses],
         "subjects": {subject: _rounded(verdict) for subject, verdict in record.verdicts.items()},
     }
 
 
-def _rounded(verdict: Verdict) -> Line:
-    separation = verdict.separation
-    return asdict(
-        verdict if separation is None else replace(verdict, separation=round(separation, DIGITS))
-    )
+def _rounded(found: Verdict | Likeness) -> Line:
+    fields = asdict(found)
+    if found.separation is not None:
+        fields["separation"] = round(found.separation, DIGITS)
+    return fields
 
 
 def _numbers(matrix: np.ndarray | None) -> list[list[float]] | None:

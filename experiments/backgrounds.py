@@ -19,6 +19,12 @@ def colour_of(background: str) -> str:
     return background.split()[0]
 
 
+def asked_colour(prompt: str) -> str | None:
+    """Return the colour of the world's background that a prompt names; None: it names none."""
+    named = [name for name in background_names() if prompt.endswith(f" {name} background")]
+    return colour_of(max(named, key=len)) if named else None
+
+
 class BackgroundJudge:
     """Names the colour whose backgrounds are most alike in mean and spread of their pixels."""
 

@@ -27,7 +27,7 @@ from experiments.scoring import (
 from experiments.stats import bootstrap, ranked_rightly
 from mini.art import Thing
 from mini.backgrounds import random_name
-from mini.subjects import SETS, subjects_of
+from mini.subjects import PAIRS, SETS, subjects_of
 from mini.world import arrange, random_thing
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records, write_table
@@ -63,7 +63,7 @@ class CheckArgs(MetricArgs):
 
     output: Path = flag(Path(), "folder for pictures, scores and the table", required=True)
     num_images: int = flag(8, "pictures a pair and kind", at_least=1)
-    pairs: list[str] | None = flag(None, "names of the miniature's pairs; unset: all", nargs="+")
+    pairs: list[str] = flag(list(PAIRS), "of mini/subjects.py", nargs="+", choices=SETS)
     seed: int = flag(1, "of the pictures")
 
 
@@ -73,11 +73,7 @@ def parse_args(argv: list[str] | None = None) -> CheckArgs:
 
 @program
 def main(args: CheckArgs) -> None:
-    pairs = args.pairs or [name for name, keys in SETS.items() if len(keys) == 2]
     problems = metric_complaints(args)
-    problems += [
-        f"--pairs {name}: there are {', '.join(SETS)}" for name in pairs if name not in SETS
-    ]
     refuse(problems)
     state = join_processes()
     with state.main_process_first():
@@ -85,7 +81,7 @@ def main(args: CheckArgs) -> None:
         if state.is_main_process:
             write_miniatures(folder)
     rows: list[Row] = []
-    for number, data_set in enumerate(find_data_sets(folder, pairs, problems)):
+    for number, data_set in enumerate(find_data_sets(folder, args.pairs, problems)):
         path, output = args.output / f"{data_set.name}.jsonl", args.output / "dnc" / data_set.name
         if state.is_main_process:
             rng = np.random.default_rng([args.seed, number])
@@ -130,7 +126,7 @@ def tabulate(rows: Sequence[Row]) -> list[Record]:
     table: list[Record] = []
     for (embedder, pair, kind), members in groups.items():
         right = groups[embedder, pair, RIGHT]
-        interval = bootstrap([row.score for row in members])
+        interval = bootstrap([row.score or 0.0 for row in members])
         table.append(
             {
                 "embedder": embedder,
@@ -152,8 +148,8 @@ def _above(right: Sequence[Row], wrong: Sequence[Row]) -> float:
     """Return `ranked_rightly` within each data set, averaged over them."""
     shares = [
         ranked_rightly(
-            [row.score for row in right if row.data_set == name],
-            [row.score for row in wrong if row.data_set == name],
+            [row.score or 0.0 for row in right if row.data_set == name],
+            [row.score or 0.0 for row in wrong if row.data_set == name],
         )
         for name in dict.fromkeys(row.data_set for row in wrong)
     ]

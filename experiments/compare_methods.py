@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from accelerate import PartialState
 from PIL import Image, ImageOps
 
 import train_segmix_lora_sdxl
-from experiments.data_sets import PILOT, find_data_sets, make_priors, write_miniatures
+from experiments.backgrounds import BackgroundJudge, asked_colour
+from experiments.data_sets import find_data_sets, make_priors, write_miniatures
 from experiments.making import MakingArgs, make, prior_dir, training_words
 from experiments.plan import (
     EXPERIMENTS,
@@ -52,7 +53,7 @@ from experiments.scoring import (
     metric_complaints,
     score,
 )
-from mini.subjects import SETS
+from mini.subjects import PILOT, SETS
 from mudi.backbones.table import SDXL
 from mudi.ground.errors import first_line, program, refuse
 from mudi.ground.files import write_image, write_records, write_table, write_text
@@ -71,6 +72,7 @@ from mudi.images import load_rgb
 from mudi.metadata import PRIOR_FILENAME, load_subjects
 from mudi.pictures.pipelines import BASE_FLAG
 
+QUICK = ("fox_and_car", "rabbit_and_panda", "two_robots", "two_cats")  # two of each kind, any
 RUN, PICTURES = "run.json", "pictures.jsonl"
 RESULTS, SUMMARY, TABLES, SHEET = "results.csv", "summary.csv", "tables.md", "sheet.png"
 SHEET_TILE = 128  # px
@@ -91,6 +93,12 @@ class Course:
         nargs="+",
     )
     gamma: float = flag(SDXL.gamma, "of MuDI's mean shift")
+    quick: bool = flag(
+        False,
+        f"a coarse table in some twenty minutes: methods on {' '.join(QUICK)}, one LoRA each, "
+        "two pictures a prompt",
+        action="store_true",
+    )
     device: str | None = flag(
         None, "of training and pictures, cpu: of all; unset: accelerate's choice"
     )
@@ -108,6 +116,9 @@ def parse_args(argv: list[str] | None = None) -> CompareArgs:
 @program
 def main(args: CompareArgs) -> None:
     refuse(complaints(args))
+    if args.quick:
+        args = replace(args, experiments=["methods"], data_sets=list(QUICK))
+        args = replace(args, num_seeds=2, alone_seeds=1, trainings=[0])
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # of the prior sets and the metric as well
     state = join_processes()
@@ -121,7 +132,7 @@ def main(args: CompareArgs) -> None:
         names = [name for name in SETS if name not in PILOT]
     data_sets = find_data_sets(data_dir, names, problems)
     cases = plan_cases(args.experiments, args.gamma)
-    units = plan_units(cases, data_sets)
+    units = plan_units(cases, data_sets, args.trainings)
     if not units:
         problems.append(
             f"nothing to do: no data set suits --experiments {' '.join(args.experiments)}"
@@ -146,7 +157,8 @@ def main(args: CompareArgs) -> None:
     journal = Journal(args.output / PICTURES, "image", state)
     make(share(units, state), args, journal, device, state)
     records = journal.finish()
-    rows = [row for data_set in data_sets for row in score_set(data_set, records, args, state)]
+    see = BackgroundJudge()
+    rows = [row for one in data_sets for row in score_set(one, records, args, see, state)]
     if state.is_main_process:
         report(args, rows, cases, data_sets)
 
@@ -187,7 +199,11 @@ def begin(args: CompareArgs, state: PartialState) -> None:
 
 
 def score_set(
-    data_set: DataSet, records: Sequence[Record], args: CompareArgs, state: PartialState
+    data_set: DataSet,
+    records: Sequence[Record],
+    args: CompareArgs,
+    see: BackgroundJudge,
+    state: PartialState,
 ) -> list[Row]:
     """Score all pictures that there are of a data set."""
     pictures = [
@@ -201,8 +217,13 @@ def score_set(
     if state.is_main_process:
         write_records(path, pictures)
     state.wait_for_everyone()
-    lines = score(path, data_set.folder, output, args)
-    return [row for line in lines for row in rows_of(line, data_set, embedder_labels(args))]
+    rows: list[Row] = []
+    for line in score(path, data_set.folder, output, args):
+        wanted = asked_colour(line["prompt"])
+        image = load_rgb(args.output / line["image"])
+        background = None if wanted is None else see(image, line["boxes"]) == wanted
+        rows += rows_of(line, data_set, embedder_labels(args), background)
+    return rows
 
 
 def report(args: CompareArgs, rows: list[Row], cases: list[Case], data_sets: list[DataSet]) -> None:
@@ -219,7 +240,8 @@ def report(args: CompareArgs, rows: list[Row], cases: list[Case], data_sets: lis
         if summary.experiment == "methods":
             print(
                 f"{summary.label} ({summary.kind}, {summary.embedder}): "
-                f"D&C {told(summary.score, '.3f')}, success {told(summary.success, '.0%')}"
+                f"D&C {told(summary.found['score'], '.3f')}, "
+                f"success {told(summary.found['success'], '.0%')}"
             )
     print(f"{len(rows)} rows in {args.output / RESULTS}, {len(figures)} plots beside it")
 
@@ -233,7 +255,7 @@ def method_sheet(args: CompareArgs, data_sets: Sequence[DataSet]) -> Image.Image
     captions = [data_set.name.replace("_", " ") for data_set in data_sets]
     for label, variant in methods(args.gamma).items():
         paths = [
-            args.output / f"pictures/{data_set.name}/{variant.name}/00_000.png"
+            args.output / f"pictures/{data_set.name}/{variant.name}/{args.trainings[0]}/00_000.png"
             for data_set in data_sets
         ]
         if not any(path.is_file() for path in paths):

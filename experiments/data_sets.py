@@ -15,9 +15,6 @@ from mudi.ground.files import new_folder, write_records
 from mudi.masks.folder import METADATA
 from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects
 
-# The miniature's pairs on which learning rate, steps and gamma were chosen; no result counts them
-PILOT = ("penguin_and_owl", "two_foxes")
-
 
 def write_miniatures(folder: Path) -> Path:
     """Write the data folders of the miniature's subjects, if they are not there."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.backgrounds import BackgroundJudge, colour_of
+from experiments.backgrounds import BackgroundJudge, asked_colour
 from experiments.results import told
 from experiments.scoring import DETECTOR, EMBEDDERS
 from experiments.stats import Interval, nested_bootstrap
@@ -228,7 +228,7 @@ def rows_of(unit: Unit, arm: str, made: Round, see: BackgroundJudge) -> Iterator
             alone = len(line["named"]) == 1
             kind = ALONE if alone else TOGETHER if where is made else TOUCHING
             image = load_rgb(where.held_out / line["image"])
-            wanted = colour_of(line["prompt"].split(" on a ")[1].removesuffix(" background"))
+            wanted = asked_colour(line["prompt"])
             scores = scores_of(line)
             one = len(line["boxes"]) == 1
             yield {

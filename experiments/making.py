@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
-from experiments.plan import DataSet, Unit, Variant
+from experiments.interventions import STARTS
+from experiments.plan import Unit, Variant
 from experiments.training import train, training_process
 from mudi.ground.files import write_image
 from mudi.ground.flags import DTYPES, flag
@@ -38,7 +40,7 @@ MINIATURE_TRAINING = (
 MINIATURE_PRIOR = "--num_images 15 --segmenter foreground --threshold 0.5"
 ALWAYS = (  # a stopped training goes on too; its LoRA is read here only
     "--checkpointing_steps 500 --checkpoints_total_limit 1 --resume_from_checkpoint latest "
-    "--report_to none --seed 0 --no-output_kohya_format --save_precision float32"
+    "--report_to none --no-output_kohya_format --save_precision float32"
 ).split()
 
 
@@ -68,6 +70,8 @@ class MakingArgs:
     )
     prompts: list[str] = flag(list(PROMPTS), "{subjects}: the names", nargs="+", origin=True)
     num_seeds: int = flag(6, "pictures a prompt", at_least=1)
+    alone_seeds: int = flag(2, "pictures a prompt of each subject alone", at_least=0)
+    trainings: list[int] = flag([0, 1, 2], "seeds of the LoRAs of each pair", nargs="+")
     steps: int = flag(30, "denoising steps", at_least=1, origin=True)
     guidance_scale: float = flag(5.0, "of classifier-free guidance", origin=True)
     batch_size: int = flag(8, "pictures at once", at_least=1)
@@ -78,17 +82,29 @@ class MakingArgs:
 
 @dataclass(frozen=True)
 class Job:
-    """A picture: its file, relative to --output, and what is to be in it."""
+    """A picture: its file, relative to --output, and what is to be in it.
+
+    Attributes:
+        alone: the subject that it is to show alone; None: all.
+    """
 
     image: str
-    data_set: DataSet
+    unit: Unit
     variant: Variant
     shot: Shot
+    alone: str | None = None
 
     @property
     def record(self) -> dict[str, Any]:
-        told = {"variant": self.variant.name, "prompt": self.shot.prompt, "seed": self.shot.seed}
-        return {"image": self.image, "data_set": self.data_set.name, **told}
+        return {
+            "image": self.image,
+            "data_set": self.unit.data_set.name,
+            "variant": self.variant.name,
+            "training": self.unit.seed,
+            "alone": self.alone,
+            "prompt": self.shot.prompt,
+            "seed": self.shot.seed,
+        }
 
 
 def prior_dir(args: MakingArgs) -> Path:
@@ -105,23 +121,30 @@ def training_words(unit: Unit, args: MakingArgs) -> list[str]:
     if args.pretrained_vae_model_name_or_path:
         words.append(f"{VAE_FLAG}={args.pretrained_vae_model_name_or_path}")
     words += [f"--instance_data_dir={unit.data_set.folder}", f"--output_dir={lora_dir(unit, args)}"]
-    words += [*ALWAYS, *shlex.split(args.train_flags), *unit.training.flags]
+    words += [*ALWAYS, f"--seed={unit.seed}", *shlex.split(args.train_flags)]
+    words += unit.training.flags
     if unit.training.prior:
         words.append(f"--class_data_dir={prior_dir(args) / unit.data_set.name}")
     return words
 
 
 def jobs_of(unit: Unit, args: MakingArgs) -> Iterator[Job]:
-    """Yield the pictures of a unit: every prompt and seed by every variant."""
+    """Yield the pictures of a unit: every prompt and seed by every variant, then each alone."""
     names = unit.data_set.names
     for variant in unit.variants:
-        scales = variant.scales(list(names))
-        for p, template in enumerate(args.prompts):
-            prompt = template.replace("{subjects}", listed(list(names.values())))
-            for seed in range(args.num_seeds):
-                image = f"pictures/{unit.data_set.name}/{variant.name}/{p:02}_{seed:03}.png"
-                shot = Shot(prompt, seed, variant.gamma, scales=scales)
-                yield Job(image, unit.data_set, variant, shot)
+        folder = f"pictures/{unit.data_set.name}/{variant.name}/{unit.seed}"
+        wishes: list[tuple[str | None, str, int]] = [(None, "", args.num_seeds)]
+        if variant in unit.alone:
+            wishes += [(subject, f"{subject}_alone_", args.alone_seeds) for subject in names]
+        for alone, word, count in wishes:
+            told = listed(list(names.values()) if alone is None else [names[alone]])
+            scales = variant.scales(list(names))
+            for p, template in enumerate(args.prompts):
+                for seed in range(count):
+                    prompt = template.replace("{subjects}", told)
+                    reward = variant.reward
+                    shot = Shot(prompt, seed, variant.gamma, None, scales, reward)
+                    yield Job(f"{folder}/{word}{p:02}_{seed:03}.png", unit, variant, shot, alone)
 
 
 def make(
@@ -159,7 +182,7 @@ def is_done(job: Job, args: MakingArgs, journal: Journal) -> bool:
 def train_unit(unit: Unit, args: MakingArgs, process: ProcessPoolExecutor) -> None:
     """Train a unit's LoRA, unless that is done."""
     if not (lora_dir(unit, args) / WEIGHTS_NAME).is_file():
-        process.submit(train, training_words(unit, args)).result()
+        process.submit(train, training_words(unit, args), unit.training.collages).result()
 
 
 def draw(
@@ -171,9 +194,14 @@ def draw(
 ) -> None:
     """Make a unit's pictures."""
     sampling = Sampling(None, args.steps, args.guidance_scale, unit.training.negative_prompt)
-    sampler = Sampler(pipeline, sampling, load_subjects(unit.data_set.folder))
+    subjects = load_subjects(unit.data_set.folder)
     with loras_in(pipeline, [str(lora_dir(unit, args))], [1.0]):
-        pictures = sampler.draw([job.shot for job in jobs], args.batch_size)
-        for job, picture in zip(jobs, pictures, strict=True):
-            write_image(args.output / job.image, picture.image)
-            journal.add(job.record)
+        for start, group in groupby(jobs, lambda job: job.variant.start):
+            alike = list(group)
+            sampler = Sampler(pipeline, sampling, subjects)
+            if start is not None:
+                sampler.stage = STARTS[start](subjects, sampler.size)
+            pictures = sampler.draw([job.shot for job in alike], args.batch_size)
+            for job, picture in zip(alike, pictures, strict=True):
+                write_image(args.output / job.image, picture.image)
+                journal.add(job.record)

@@ -29,7 +29,7 @@ def bars(summaries: Sequence[Summary]) -> Figure:
         for axes, kind in zip(row, kinds, strict=True):
             for summary in (s for s in summaries if s.kind == kind):
                 place = labels.index(summary.label)
-                interval = getattr(summary, measure)
+                interval = summary.found[measure]
                 colour = COLOURS[place % len(COLOURS)]
                 axes.barh(place, interval.mean, color=colour, alpha=0.8)
                 axes.errorbar(interval.mean, place, xerr=_ends([interval]), color="black")
@@ -66,7 +66,7 @@ def subject_curves(summaries: Sequence[Summary]) -> Figure:
 def size_curves(summaries: Sequence[Summary]) -> Figure:
     """Draw the measured relative size against the one asked for, a curve a kind."""
     figure, [axes] = _panels(1)
-    measured = [summary for summary in summaries if summary.size_ratio is not None]
+    measured = [summary for summary in summaries if "size_ratio" in summary.found]
     asked = sorted({summary.value for summary in summaries if summary.value})
     axes.plot(asked, asked, color="grey", linestyle=":", label="as asked for")
     _curves(axes, measured, "size_ratio", lambda s: s.kind, _value)
@@ -79,12 +79,31 @@ def size_curves(summaries: Sequence[Summary]) -> Figure:
     return figure
 
 
+def dose_curves(summaries: Sequence[Summary]) -> Figure:
+    """Draw D&C and success against the traits in which a pair differs, a curve a method."""
+    figure, panels = _panels(len(MEASURES))
+    for axes, (measure, name) in zip(panels, MEASURES.items(), strict=True):
+        _curves(axes, summaries, measure, lambda s: s.label, _traits)
+        axes.set_xticks(sorted({int(_traits(s)) for s in summaries}))
+        axes.set(xlabel="traits in which the subjects differ", ylabel=name)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _traits(summary: Summary) -> float:
+    return float(summary.kind.split()[0])
+
+
 FIGURES: dict[str, Callable[[Sequence[Summary]], Figure]] = {
     "methods": bars,
+    "losses": bars,
+    "words": bars,
     "gamma": gamma_curves,
     "subjects": subject_curves,
     "size": size_curves,
     "ablations": bars,
+    "interventions": bars,
+    "dose": dose_curves,
 }
 
 
@@ -119,7 +138,7 @@ def _curves(
     """Draw a measure's means and intervals, a curve for every label."""
     for i, label in enumerate(dict.fromkeys(map(label_of, summaries))):
         members = sorted((s for s in summaries if label_of(s) == label), key=place_of)
-        intervals = [getattr(member, measure) for member in members]
+        intervals = [member.found[measure] for member in members]
         axes.errorbar(
             [place_of(member) for member in members],
             [interval.mean for interval in intervals],

@@ -1,17 +1,29 @@
 """Scores of pictures -> rows -> what the cases come to, as CSV. Pure but for the files."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from detect_and_compare.failures import FAILURES, bleeds, failures, meant_by_noun
 from detect_and_compare.results import Line
-from experiments.plan import Case, DataSet, covers
-from experiments.stats import Interval, bootstrap
+from detect_and_compare.score import Likeness
+from experiments.plan import (
+    DIFFERENT_CLASSES,
+    EXPERIMENTS,
+    SAME_CLASS,
+    Case,
+    DataSet,
+    covers,
+)
+from experiments.stats import Interval, nested_bootstrap
 from mudi.ground.files import write_table
 
 GOOD = "good"
+BLEED = "bleed"
+RECOGNISABLE = 0.5  # least cosine of a subject's best crop; below it the subject has collapsed
+ALL_PAIRS = "all pairs"
 DIGITS = 4
 Record = Mapping[str, Any]
 
@@ -22,9 +34,15 @@ class Row:
 
     Attributes:
         variant: name of the variant that made it.
-        boxes: subjects that were found.
-        score: D&C.
-        verdict: "good" or what is wrong; see `detect_and_compare.measure.Record`.
+        training: seed of its LoRA.
+        alone: the subject that it is to show alone; "" where it is to show all.
+        boxes: things that were found.
+        score: D&C; None where one subject is asked for.
+        verdict: "good" or what is wrong; see `detect_and_compare.measure.Record`. Where one subject
+            is asked for, it is good if there is one box and that is clearly this subject.
+        failures: words of `detect_and_compare.failures`; a swap is known of different classes only.
+        cosines: of each subject's most similar box to its references.
+        background: whether it is of the prompt's colour; None where the prompt names none.
         size_ratio: longer side of the second subject's box to that of the first's; None where the
             number of boxes is not two.
     """
@@ -33,12 +51,17 @@ class Row:
     data_set: str
     kind: str
     variant: str
+    training: int
+    alone: str
     prompt: str
     seed: int
     embedder: str
     boxes: int
-    score: float
+    score: float | None
     verdict: str
+    failures: tuple[str, ...]
+    cosines: tuple[float, ...]
+    background: bool | None
     size_ratio: float | None
 
     @property
@@ -46,24 +69,55 @@ class Row:
         return self.verdict == GOOD
 
 
-def rows_of(line: Line, data_set: DataSet, embedders: Sequence[str]) -> list[Row]:
+def rows_of(
+    line: Line, data_set: DataSet, embedders: Sequence[str], background: bool | None = None
+) -> list[Row]:
     """Return the rows of a line of scores.jsonl; embedders name its scores, in their order."""
-    return [
-        Row(
-            line["image"],
-            data_set.name,
-            data_set.kind,
-            line["variant"],
-            line["prompt"],
-            line["seed"],
-            embedder,
-            len(line["boxes"]),
-            scores["score"],
-            scores["verdict"],
-            _size_ratio(line["boxes"], scores["subjects"]),
+    ids, nouns = list(data_set.names), list(data_set.nouns.values())
+    alone = line.get("alone")
+    rows = []
+    for embedder, scores in zip(embedders, line["scores"].values(), strict=True):
+        crops = [Likeness(**found) for found in scores["likenesses"]]
+        similarity = scores["similarity"] or []
+        score, verdict, size_ratio = scores["score"], scores["verdict"], None
+        if alone is None:
+            texts = list(dict.fromkeys(nouns))
+            meant = meant_by_noun(line["answers"], texts, nouns)
+            words = failures(crops, len(ids), meant or [None] * len(crops))
+            size_ratio = _size_ratio(line["boxes"], scores["subjects"])
+        else:
+            own = ids.index(alone)
+            words = [BLEED] * bleeds(crops, own)
+            score, verdict = None, _alone_verdict(crops, own)
+        row = Row(
+            image=line["image"],
+            data_set=data_set.name,
+            kind=data_set.kind,
+            variant=line["variant"],
+            training=line.get("training", 0),
+            alone=alone or "",
+            prompt=line["prompt"],
+            seed=line["seed"],
+            embedder=embedder,
+            boxes=len(line["boxes"]),
+            score=score,
+            verdict=verdict,
+            failures=tuple(words),
+            cosines=tuple(
+                round(max((found[i] for found in similarity), default=-1.0), DIGITS)
+                for i in range(len(ids))
+            ),
+            background=background,
+            size_ratio=size_ratio,
         )
-        for embedder, scores in zip(embedders, line["scores"].values(), strict=True)
-    ]
+        rows.append(row)
+    return rows
+
+
+def _alone_verdict(crops: Sequence[Likeness], own: int) -> str:
+    if len(crops) != 1:
+        return "extra" if crops else "missing"
+    return GOOD if crops[0].is_clear and crops[0].subject == own else "mixed"
 
 
 def _size_ratio(
@@ -80,14 +134,72 @@ def _longer_side(box: Sequence[float]) -> float:
     return max(right - left, bottom - top)
 
 
+Measure = Callable[[Row], float | None]  # None: it has no say in this picture
+
+
+def _of_all(measure: Measure) -> Measure:
+    return lambda row: None if row.alone else measure(row)
+
+
+def _of_one(measure: Measure) -> Measure:
+    return lambda row: measure(row) if row.alone else None
+
+
+def _unmixed(row: Row) -> float | None:
+    recognisable = row.boxes == len(row.cosines) and min(row.cosines) >= RECOGNISABLE
+    return float(row.success) if recognisable else None
+
+
+def _collapsed(row: Row) -> float:
+    return sum(cosine < RECOGNISABLE for cosine in row.cosines) / len(row.cosines)
+
+
+def _fails(word: str) -> Measure:
+    return lambda row: float(word in row.failures)
+
+
+# Shares of pictures but for D&C and the relative size, whose logarithm is averaged.
+MEASURES: dict[str, Measure] = {
+    "counted": _of_all(lambda row: float(row.boxes == len(row.cosines))),
+    "score": _of_all(lambda row: row.score),
+    "success": _of_all(lambda row: float(row.success)),
+    "unmixed": _of_all(_unmixed),
+    "collapsed": _of_all(_collapsed),
+    **{word: _of_all(_fails(word)) for word in FAILURES},
+    "background": _of_all(lambda row: None if row.background is None else float(row.background)),
+    "size_ratio": _of_all(lambda row: None if row.size_ratio is None else math.log(row.size_ratio)),
+    "solo_success": _of_one(lambda row: float(row.success)),
+    "solo_bleed": _of_one(lambda row: float(BLEED in row.failures) if row.boxes else None),
+    "solo_count": _of_one(lambda row: float(row.boxes != 1)),
+}
+TITLES = {
+    "counted": "right count",
+    "score": "D&C",
+    "success": "success",
+    "unmixed": "unmixed, if both recognisable",
+    "collapsed": f"SCR@{RECOGNISABLE:g}",
+    "background": "background right",
+    "size_ratio": "relative size",
+    "solo_success": "alone: success",
+    "solo_bleed": "alone: bleed",
+    "solo_count": "alone: wrong count",
+}
+HEADLINE = ("score", "success")  # of which differences are told
+FORMS = {"score": ".3f", "size_ratio": ".2f"}  # others are shares
+
+
 @dataclass(frozen=True)
 class Summary:
-    """What a case comes to on one kind of data set, by one embedder; means with 95 % intervals.
+    """What a case comes to on one kind of data set, by one embedder.
 
     Attributes:
         value: see `Case`.
-        counted: share of the pictures with the right number of boxes.
-        size_ratio: geometric mean; None where no picture has two boxes.
+        pictures: of all subjects together, and trainings and data sets that they are of.
+        found: means with 95 % intervals over data sets, trainings and pictures, by the names of
+            MEASURES; one that has no say in any picture is left out. A size ratio is a geometric
+            mean.
+        behind: by how much the experiment's reference is ahead, picture by picture, by the names of
+            HEADLINE.
     """
 
     experiment: str
@@ -97,36 +209,72 @@ class Summary:
     kind: str
     num_subjects: int
     embedder: str
+    data_sets: int
+    trainings: int
     pictures: int
-    counted: float
-    score: Interval
-    success: Interval
-    size_ratio: Interval | None
+    found: dict[str, Interval]
+    behind: dict[str, Interval]
+
+
+Groups = dict[str, dict[int, dict[str, float]]]  # values by data set, training and picture
 
 
 def summarise(
     rows: Iterable[Row], cases: Iterable[Case], data_sets: Sequence[DataSet]
 ) -> list[Summary]:
-    """Return a summary for each case, kind and embedder that has pictures."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    """Return a summary for each case, kind and embedder that has pictures.
+
+    Pairs of both kinds are also counted together.
+    """
+    cases, rows = list(cases), list(rows)
+    by_case: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.variant, row.kind, row.embedder), []).append(row)
-    embedders = dict.fromkeys(embedder for *_, embedder in groups)
-    found = []
+        by_case.setdefault((row.variant, row.embedder), []).append(row)
+    shown = {row.data_set for row in rows}
+    summaries = []
     for case in cases:
-        kinds = {d.kind: len(d.names) for d in data_sets if covers(case, d)}
-        for kind, num_subjects in kinds.items():
-            for embedder in embedders:
-                members = groups.get((case.variant.name, kind, embedder))
-                if members:
-                    found.append(_summary(case, kind, num_subjects, embedder, members))
-    return found
+        best = best_of(case, cases)
+        covered = [one for one in data_sets if one.name in shown and covers(case, one)]
+        for kind, members in _kinds(covered).items():
+            names = {data_set.name for data_set in members}
+            for embedder in dict.fromkeys(row.embedder for row in rows):
+                own, theirs = (
+                    [row for row in by_case.get(key, ()) if row.data_set in names]
+                    for key in ((one.variant.name, embedder) for one in (case, best or case))
+                )
+                if own:
+                    others = theirs if best else []
+                    count = len(members[0].names)
+                    summaries.append(_summary(case, kind, count, embedder, own, others))
+    return summaries
+
+
+def best_of(case: Case, cases: Iterable[Case]) -> Case | None:
+    """Return what a case is behind: its experiment's reference, if it has one and is another."""
+    label = EXPERIMENTS[case.experiment].reference
+    found = (one for one in cases if (one.experiment, one.label) == (case.experiment, label))
+    best = next(found, None)
+    return None if best == case else best
+
+
+def _kinds(data_sets: Sequence[DataSet]) -> dict[str, list[DataSet]]:
+    kinds: dict[str, list[DataSet]] = {}
+    for data_set in data_sets:
+        kinds.setdefault(data_set.kind, []).append(data_set)
+    if kinds.keys() == {SAME_CLASS, DIFFERENT_CLASSES}:
+        kinds[ALL_PAIRS] = list(data_sets)
+    return kinds
 
 
 def _summary(
-    case: Case, kind: str, num_subjects: int, embedder: str, rows: Sequence[Row]
+    case: Case,
+    kind: str,
+    num_subjects: int,
+    embedder: str,
+    rows: Sequence[Row],
+    best: Sequence[Row],
 ) -> Summary:
-    ratios = [math.log(row.size_ratio) for row in rows if row.size_ratio is not None]
+    pictures = [row for row in rows if not row.alone]
     return Summary(
         case.experiment,
         case.label,
@@ -135,44 +283,98 @@ def _summary(
         kind,
         num_subjects,
         embedder,
-        len(rows),
-        sum(row.boxes == num_subjects for row in rows) / len(rows),
-        bootstrap([row.score for row in rows]),
-        bootstrap([float(row.success) for row in rows]),
-        Interval(*map(math.exp, bootstrap(ratios))) if ratios else None,
+        len({row.data_set for row in pictures}),
+        len({row.training for row in pictures}),
+        len(pictures),
+        _means(rows),
+        _differences(rows, best),
     )
+
+
+def _grouped(rows: Iterable[Row], measure: Measure) -> Groups:
+    groups: Groups = {}
+    for row in rows:
+        value = measure(row)
+        if value is not None:
+            picture = f"{row.alone} {row.prompt} {row.seed}"
+            groups.setdefault(row.data_set, {}).setdefault(row.training, {})[picture] = value
+    return groups
+
+
+def _interval(groups: Groups) -> Interval:
+    return nested_bootstrap(
+        [[list(values.values()) for values in trainings.values()] for trainings in groups.values()]
+    )
+
+
+def _means(rows: Sequence[Row]) -> dict[str, Interval]:
+    found = {}
+    for name, measure in MEASURES.items():
+        groups = _grouped(rows, measure)
+        if groups:
+            found[name] = _interval(groups)
+    if "size_ratio" in found:
+        found["size_ratio"] = Interval(*map(math.exp, found["size_ratio"]))
+    return found
+
+
+def _differences(rows: Sequence[Row], best: Sequence[Row]) -> dict[str, Interval]:
+    """Return by how much the best case is ahead, over pictures of the same prompt and seeds."""
+    found = {}
+    for name in HEADLINE:
+        ours, theirs = _grouped(rows, MEASURES[name]), _grouped(best, MEASURES[name])
+        gains: Groups = {}
+        for data_set, trainings in ours.items():
+            for training, values in trainings.items():
+                other = theirs.get(data_set, {}).get(training, {})
+                both = {key: other[key] - values[key] for key in values if key in other}
+                if both:
+                    gains.setdefault(data_set, {})[training] = both
+        if gains:
+            found[name] = _interval(gains)
+    return found
 
 
 def flat(summary: Summary) -> dict[str, Any]:
     """Return a summary as columns: an interval `x` becomes x, x_low and x_high."""
-    columns: dict[str, Any] = {}
-    for key in summary.__dataclass_fields__:
-        value = getattr(summary, key)
-        if key in ("score", "success", "size_ratio"):
-            ends = value or (None,) * 3
-            columns |= dict(zip((key, f"{key}_low", f"{key}_high"), ends, strict=True))
-        else:
-            columns[key] = value
+    columns = {
+        key: value for key, value in summary.__dict__.items() if key not in ("found", "behind")
+    }
+    intervals = {name: summary.found.get(name) for name in MEASURES}
+    intervals |= {f"behind_{name}": summary.behind.get(name) for name in HEADLINE}
+    for key, interval in intervals.items():
+        columns |= dict(
+            zip((key, f"{key}_low", f"{key}_high"), interval or (None,) * 3, strict=True)
+        )
     return {k: round(v, DIGITS) if isinstance(v, float) else v for k, v in columns.items()}
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """Return tables to read, one an embedder and experiment."""
+    """Return tables to read, one an embedder, experiment and kind of data set."""
     groups: dict[str, list[Summary]] = {}
-    for summary in summaries:
-        groups.setdefault(f"## {summary.experiment}, by {summary.embedder}", []).append(summary)
-    head = ["| | pairs | pictures | right count | D&C | success | relative size |"]
-    head.append("|---" * 7 + "|")
-    tables = [[title, "", *head, *map(_markdown_row, group)] for title, group in groups.items()]
-    return "\n\n".join("\n".join(table) for table in tables) + "\n"
+    for one in summaries:
+        groups.setdefault(f"## {one.experiment}, {one.kind}, by {one.embedder}", []).append(one)
+    return "\n\n".join(f"{title}\n\n{_table(group)}" for title, group in groups.items()) + "\n"
 
 
-def _markdown_row(summary: Summary) -> str:
-    place = "" if summary.value is None else f" ({summary.value:g})"
-    cells = [f"{summary.label}{place}", summary.kind, summary.pictures, f"{summary.counted:.0%}"]
-    cells += [told(summary.score, ".3f"), told(summary.success, ".0%")]
-    cells.append("" if summary.size_ratio is None else told(summary.size_ratio, ".2f"))
-    return f"| {' | '.join(map(str, cells))} |"
+def _table(summaries: Sequence[Summary]) -> str:
+    names = [name for name in MEASURES if any(name in summary.found for summary in summaries)]
+    ahead = [name for name in HEADLINE if any(name in summary.behind for summary in summaries)]
+    head = ["", "data sets x trainings", "pictures", *(TITLES.get(n, n) for n in names)]
+    reference = EXPERIMENTS[summaries[0].experiment].reference
+    head += [f"{reference} ahead: {TITLES[name]}" for name in ahead]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for one in summaries:
+        place = "" if one.value is None else f" ({one.value:g})"
+        cells = [f"{one.label}{place}", f"{one.data_sets} x {one.trainings}", str(one.pictures)]
+        cells += [_cell(one.found.get(name), FORMS.get(name, ".0%")) for name in names]
+        cells += [_cell(one.behind.get(name), "+" + FORMS.get(name, ".0%")) for name in ahead]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else told(interval, form)
 
 
 def told(interval: Interval, form: str) -> str:
@@ -182,4 +384,8 @@ def told(interval: Interval, form: str) -> str:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write results.csv: a row a picture and embedder."""
-    write_table(path, [asdict(row) for row in rows])
+    records = [asdict(row) for row in rows]
+    for record in records:
+        record["failures"] = " ".join(record["failures"])
+        record["cosines"] = " ".join(f"{cosine:g}" for cosine in record["cosines"])
+    write_table(path, records)

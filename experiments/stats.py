@@ -74,20 +74,35 @@ def nested_bootstrap(
     """
     if not groups or not all(group and all(map(len, group)) for group in groups):
         raise ValueError("no values, so no mean")
+    trainings = np.array([len(group) for group in groups])
+    pictures = np.ones((len(groups), trainings.max()), dtype=np.int64)
+    most = max(len(found) for group in groups for found in group)
+    values = np.zeros((len(groups), trainings.max(), most))
+    for pair, group in enumerate(groups):
+        for training, found in enumerate(group):
+            pictures[pair, training] = len(found)
+            values[pair, training, : len(found)] = found
+
     rng = np.random.default_rng(seed)
-    values = [[np.asarray(p, dtype=np.float64) for p in trainings] for trainings in groups]
 
-    def draw() -> float:
-        pairs = rng.integers(0, len(values), len(values))
-        means = []
-        for pair in pairs:
-            chosen = rng.integers(0, len(values[pair]), len(values[pair]))
-            own = [values[pair][training] for training in chosen]
-            means.append(np.mean([rng.choice(pictures, len(pictures)).mean() for pictures in own]))
-        return float(np.mean(means))
+    def draw(counts: np.ndarray) -> np.ndarray:
+        return (rng.random(counts.shape) * counts).astype(np.int64)
 
-    mean = float(np.mean([np.mean([p.mean() for p in trainings]) for trainings in values]))
-    drawn = [draw() for _ in range(resamples)]
+    chosen = rng.integers(0, len(groups), (resamples, len(groups)))
+    pairs = np.repeat(chosen[..., None], trainings.max(), axis=2)
+    loras = draw(trainings[pairs])
+    counts = np.repeat(pictures[pairs, loras][..., None], most, axis=3)
+    drawn = values[pairs[..., None], loras[..., None], draw(counts)]
+    means = _mean_of_first(drawn, counts[..., 0])  # of each training that was drawn
+    totals = _mean_of_first(means, trainings[chosen]).mean(1)
+
+    own = np.array([np.mean([np.mean(found) for found in group]) for group in groups])
     tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(drawn, (tail, 1 - tail))
-    return Interval(mean, float(low), float(high))
+    low, high = np.quantile(totals, (tail, 1 - tail))
+    return Interval(float(own.mean()), float(low), float(high))
+
+
+def _mean_of_first(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the mean of the first counts (...) of values (..., n) along the last axis."""
+    taken = np.arange(values.shape[-1]) < counts[..., None]
+    return (values * taken).sum(-1) / counts

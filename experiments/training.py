@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 import train_segmix_lora_sdxl
+from experiments.interventions import collages_of
 
 # What makes a process one of a launch: a training in it would train with all the others
 LAUNCH_VARIABLES = (
@@ -31,9 +32,10 @@ def training_process(device: torch.device, log: Path) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, get_context("spawn"), _leave_launch, settings)
 
 
-def train(words: list[str]) -> None:
-    """Run the training script with a command line."""
-    train_segmix_lora_sdxl.main(train_segmix_lora_sdxl.parse_args(words))
+def train(words: list[str], collages: str | None = None) -> None:
+    """Run the training script with a command line; see `interventions.collages_of`."""
+    with collages_of(collages):
+        train_segmix_lora_sdxl.main(train_segmix_lora_sdxl.parse_args(words))
 
 
 def run_stage(words: Sequence[str]) -> None:

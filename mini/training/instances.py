@@ -6,6 +6,7 @@ few to learn what wearing is; so here many instances carry a badge, which is any
 shape.
 """
 
+import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from mini.art import (
+    KEPT_SATURATION,
     KINDS,
     SUBJECT_ACCESSORIES,
     TRAINING_ACCESSORIES,
@@ -25,6 +27,8 @@ from mini.backgrounds import random_name
 from mini.cast import STRIPED_SHARE, STRIPES
 from mini.world import SIZE, arrange
 
+PLAIN_SHARE = 0.5  # of the paints, under which little of an emoji's own colours shows
+PLAIN = "plain"  # their name
 SMALLEST_SHRINK = 0.6  # of the things in a scene, against the world's training scenes
 BADGE_SIDES = (0.2, 0.5)  # share of the instance's side
 BADGE_REACH = ((-0.3, 0.3), (-0.5, 0.4))  # of its centre across and down, in sides from the middle
@@ -81,6 +85,17 @@ TRAINING = Wardrobe(tuple(TRAINING_ACCESSORIES), accessory_share=0.3, badge_shar
 HELD_OUT = Wardrobe(tuple(SUBJECT_ACCESSORIES), accessory_share=1.0, badge_share=0.0)
 
 
+def any_paint(rng: np.random.Generator) -> Paint:
+    """Draw a paint that turns an emoji's own colours, or one of any one colour in their place.
+
+    A named colour and a subject's shade are of the second kind.
+    """
+    if rng.random() >= PLAIN_SHARE:
+        return random_paint(rng)
+    tint = colorsys.hsv_to_rgb(rng.random(), rng.random() ** 0.5, rng.uniform(0.25, 1))
+    return Paint(0.0, rng.uniform(*KEPT_SATURATION), tint, PLAIN)
+
+
 def random_instance(
     rng: np.random.Generator, wardrobe: Wardrobe, noun: str | None = None
 ) -> Instance:
@@ -91,11 +106,11 @@ def random_instance(
 
 def random_body(noun: str, rng: np.random.Generator, two_colours_share: float) -> Thing:
     """Draw a thing of any one colour or any two, with nothing on."""
-    body = Thing(noun, random_paint(rng))
+    body = Thing(noun, any_paint(rng))
     if rng.random() >= two_colours_share:
         return body
     bands = STRIPES if rng.random() < STRIPED_SHARE else 2
-    return replace(body, second_paint=random_paint(rng), bands=bands)
+    return replace(body, second_paint=any_paint(rng), bands=bands)
 
 
 def dress(thing: Thing, rng: np.random.Generator, wardrobe: Wardrobe) -> Instance:
@@ -104,7 +119,7 @@ def dress(thing: Thing, rng: np.random.Generator, wardrobe: Wardrobe) -> Instanc
     choice = rng.random()
     if choice < wardrobe.accessory_share:
         worn = str(rng.choice(wardrobe.accessories))
-        return Instance(replace(bare, accessory=worn, accessory_paint=random_paint(rng)))
+        return Instance(replace(bare, accessory=worn, accessory_paint=any_paint(rng)))
     if choice < wardrobe.accessory_share + wardrobe.badge_share:
         return Instance(bare, random_badge(rng))
     return Instance(bare)
@@ -137,8 +152,8 @@ def family(rng: np.random.Generator, wardrobe: Wardrobe) -> list[Instance]:
     others = [noun for noun in KINDS if noun != thing.noun]
 
     def recoloured() -> Instance:
-        second = random_paint(rng) if rng.random() < 0.5 else thing.second_paint
-        return replace(first, thing=replace(thing, paint=random_paint(rng), second_paint=second))
+        second = any_paint(rng) if rng.random() < 0.5 else thing.second_paint
+        return replace(first, thing=replace(thing, paint=any_paint(rng), second_paint=second))
 
     def renamed() -> Instance:
         return replace(first, thing=replace(thing, noun=str(rng.choice(others))))
@@ -180,7 +195,8 @@ def halfway(one: Paint, other: Paint) -> Paint:
     """Return the paint in between; the hue turns the shorter way."""
     turn = one.turn + ((other.turn - one.turn + 180) % 360 - 180) / 2
     red, green, blue = ((a + b) / 2 for a, b in zip(one.tint, other.tint, strict=True))
-    return Paint(turn, (one.saturation + other.saturation) / 2, (red, green, blue))
+    name = one.name or other.name
+    return Paint(turn, (one.saturation + other.saturation) / 2, (red, green, blue), name)
 
 
 def draw_instance(instance: Instance, side: float, angle: float, flip: bool) -> np.ndarray:

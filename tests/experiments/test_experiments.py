@@ -17,6 +17,7 @@ from training import lora_of, reset_accelerate
 from experiments import by_hand, check_metric, compare_methods, making
 from experiments.plan import (
     DIFFERENT_CLASSES,
+    EXPERIMENTS,
     SAME_CLASS,
     SEGMIX,
     DataSet,
@@ -37,7 +38,8 @@ torch.set_num_threads(1)
 FOXES = DataSet("foxes", Path("foxes"), {"a": "zul fox", "b": "pll fox"})
 PETS = DataSet("pets", Path("pets"), {"a": "ubo cat", "b": "mig dog"})
 THREE = DataSet("three", Path("three"), {"a": "olis robot", "b": "ubo cat", "c": "mig dog"})
-SETS = [FOXES, PETS, THREE]
+DOSE = replace(FOXES, name="fox_dose_2")
+SETS = [FOXES, PETS, THREE, DOSE]
 
 
 # Statistics
@@ -74,25 +76,29 @@ def test_agreement_by_hand():
 
 
 def test_the_kind_of_a_data_set_follows_from_its_nouns():
-    assert [data_set.kind for data_set in SETS] == [SAME_CLASS, DIFFERENT_CLASSES, "3 subjects"]
+    kinds = [SAME_CLASS, DIFFERENT_CLASSES, "3 subjects", "2 traits"]
+    assert [data_set.kind for data_set in SETS] == kinds
 
 
 def test_seg_mix_and_mudi_share_a_lora_and_no_picture_is_planned_twice():
-    units = plan_units(plan_cases(["methods", "gamma"], gamma=0.1), SETS)
-    assert len(units) == 2 * 6  # two pairs; DreamBooth, Cut-Mix, Seg-Mix, each with either loss
-    [unit] = [unit for unit in units if unit.name == "segmix/foxes"]
+    units = plan_units(plan_cases(["methods", "losses", "gamma"], gamma=0.1), SETS, seeds=(0, 5))
+    # two LoRAs of two pairs; DreamBooth, Cut-Mix, Seg-Mix with either loss, and one without DCO
+    assert len(units) == 2 * 2 * 7
+    [unit] = [unit for unit in units if unit.name == "segmix/foxes/5"]
     assert unit.variants[:2] == (Variant(SEGMIX), Variant(SEGMIX, 0.1))
     assert len(unit.variants) == len(set(unit.variants)) == 8  # the gammas, 0 and 0.1 among them
+    assert unit.alone == {Variant(SEGMIX), Variant(SEGMIX, 0.1)}  # not for the curve over gamma
 
 
 def test_experiments_cover_the_data_sets_that_they_are_about():
     seen = {
         name: [s.name for s in SETS if covers(case, s)]
-        for name in ("methods", "gamma", "subjects", "size", "ablations")
+        for name in EXPERIMENTS
         for case in plan_cases([name], 0.1)
     }
     pairs = ["foxes", "pets"]
-    assert seen == dict.fromkeys(seen, pairs) | {"subjects": ["pets", "three"]}
+    others = {"subjects": ["pets", "three"], "dose": ["fox_dose_2"]}
+    assert seen == dict.fromkeys(seen, pairs) | others
 
 
 def test_cut_mix_alone_has_a_negative_prompt():
@@ -110,11 +116,20 @@ def test_a_size_ratio_becomes_scales_of_which_the_larger_is_1():
 # Results
 
 
-def line(boxes, verdict="good", score=1.0, variant="segmix_gamma_0", matched=(0, 1)):
+def line(boxes, verdict="good", score=1.0, matched=(0, 1), near=((0, 1.0), (1, 1.0)), **more):
+    """A line of scores.jsonl; near is whom each box is most like, and how clearly."""
     subjects = {name: {"detection": i} for name, i in zip("ab", matched, strict=True)}
-    scores = {"net@1": {"score": score, "verdict": verdict, "subjects": subjects}}
-    told = {"image": "x.png", "variant": variant, "prompt": "two foxes", "seed": 0}
-    return {**told, "boxes": boxes, "scores": scores}
+    near = near[: len(boxes)]
+    scores = {
+        "score": score,
+        "verdict": verdict,
+        "subjects": subjects,
+        "likenesses": [{"subject": i, "separation": far} for i, far in near],
+        "similarity": [[0.8, 0.3] if i == 0 else [0.3, 0.6] for i, _ in near],
+    }
+    told = {"image": "x.png", "variant": "segmix_gamma_0", "prompt": "two foxes", "seed": 0}
+    told |= {"training": 0, "alone": None, "answers": [0] * len(boxes)}
+    return {**told, "boxes": boxes, "scores": {"net@1": scores}, **more}
 
 
 def test_a_row_measures_the_second_subject_s_size_by_the_first_s():
@@ -122,43 +137,101 @@ def test_a_row_measures_the_second_subject_s_size_by_the_first_s():
     [row] = rows_of(line([[0, 0, 5, 8], [0, 0, 20, 10]], matched=(1, 0)), FOXES, ["net"])
     assert row.size_ratio == 0.4
     assert (row.embedder, row.kind, row.boxes, row.success) == ("net", SAME_CLASS, 2, True)
+    assert row.cosines == (0.8, 0.6)
     [row] = rows_of(line([[0, 0, 5, 8]], "missing", matched=(0, None)), FOXES, ["net"])
-    assert row.size_ratio is None and not row.success
+    assert row.size_ratio is None and not row.success and row.cosines == (0.8, 0.3)
+
+
+TWO = [[0, 0, 8, 8], [0, 0, 8, 4]]
+
+
+@pytest.mark.parametrize(
+    "data_set, given, words",
+    [
+        (PETS, line(TWO, answers=[1, 0]), ["swap"]),  # the dog's box looks like the cat
+        (FOXES, line(TWO), []),  # whose box is whose, nobody knows
+        (FOXES, line(TWO, near=((0, 1.0), (0, 0.9))), ["duplicate"]),
+        (FOXES, line(TWO, near=((0, 1.0), (1, 0.2))), ["merge"]),
+        (FOXES, line(TWO[:1], matched=(0, None)), ["drop"]),
+    ],
+)
+def test_a_row_names_what_went_wrong(data_set, given, words):
+    [row] = rows_of(given, data_set, ["net"])
+    assert list(row.failures) == words
+
+
+@pytest.mark.parametrize(
+    "boxes, near, verdict, words",
+    [
+        (1, [(1, 0.6)], "good", []),
+        (1, [(1, 0.4)], "mixed", []),
+        (1, [(0, 0.6)], "mixed", ["bleed"]),
+        (2, [(1, 1.0), (0, 1.0)], "extra", ["bleed"]),
+        (0, [], "missing", []),
+    ],
+)
+def test_a_subject_alone_is_there_once_and_clearly(boxes, near, verdict, words):
+    [row] = rows_of(line(TWO[:boxes], near=near, alone="b"), FOXES, ["net"])
+    assert (row.alone, row.verdict, list(row.failures), row.score) == ("b", verdict, words, None)
 
 
 def some_rows() -> list[Row]:
-    """Seg-Mix on foxes: D&C 1 (good) and 0 (one box)."""
-    good = line([[0, 0, 8, 8], [0, 0, 8, 4]])
-    bad = line([[0, 0, 8, 8]], "missing", 0.0, matched=(0, None))
-    return [row for made in (good, bad) for row in rows_of(made, FOXES, ["net"])]
+    """Seg-Mix on foxes: D&C 1 (good) and 0 (one box); then the second fox alone, as it should."""
+    good = line(TWO, background=True)
+    bad = line(TWO[:1], "missing", 0.0, matched=(0, None), seed=1)
+    solo = line(TWO[:1], near=[(1, 1.0)], alone="b")
+    return [row for made in (good, bad, solo) for row in rows_of(made, FOXES, ["net"], True)]
 
 
 def test_a_summary_by_hand():
     cases = [case for case in plan_cases(["gamma"], 0.1) if case.value == 0]
     [summary] = summarise(some_rows(), cases, SETS)
     assert (summary.experiment, summary.kind, summary.num_subjects) == ("gamma", SAME_CLASS, 2)
-    assert (summary.pictures, summary.counted) == (2, 0.5)
-    assert summary.score == summary.success == Interval(0.5, 0.0, 1.0)
-    assert summary.size_ratio == Interval(1.0, 1.0, 1.0)
+    assert (summary.data_sets, summary.trainings, summary.pictures) == (1, 1, 2)
+    assert summary.found["score"] == summary.found["success"] == Interval(0.5, 0.0, 1.0)
+    assert summary.found["size_ratio"] == Interval(1.0, 1.0, 1.0)
+    means = {name: interval.mean for name, interval in summary.found.items()}
+    assert means == {
+        **{"counted": 0.5, "score": 0.5, "success": 0.5, "background": 1, "size_ratio": 1},
+        "unmixed": 1,  # in the picture with two boxes each fox is found, at 0.8 and 0.6
+        "collapsed": 0.25,  # one of four foxes is not found, but for a box at 0.3
+        **{"swap": 0, "merge": 0, "drop": 0.5, "duplicate": 0},
+        **{"solo_success": 1, "solo_bleed": 0, "solo_count": 0},
+    }
     columns = flat(summary)
     assert (columns["success"], columns["success_low"], columns["success_high"]) == (0.5, 0, 1)
 
 
-def test_a_table_for_reading(tmp_path):
+def test_what_others_are_behind_is_paired_by_picture():
+    """MuDI succeeds in both pictures, Seg-Mix in the first: it is 0.5 behind."""
+    cases = plan_cases(["methods"], 0.1)
+    pictures = [row for row in some_rows() if not row.alone]
+    best = [replace(row, variant="segmix_gamma_0.1", verdict="good") for row in pictures]
+    told = {one.label: one for one in summarise([*pictures, *best], cases, SETS)}
+    assert told["Seg-Mix"].behind["success"].mean == 0.5
+    assert told["MuDI"].behind == {}
+
+
+def test_pairs_of_both_kinds_are_also_counted_together():
     cases = [case for case in plan_cases(["gamma"], 0.1) if case.value == 0]
-    text = markdown(summarise(some_rows(), cases, SETS))
-    assert text.splitlines()[2:] == [
-        "| | pairs | pictures | right count | D&C | success | relative size |",
-        "|---|---|---|---|---|---|---|",
-        "| Seg-Mix (0) | same class | 2 | 50% | 0.500 [0.000, 1.000] | 50% [0%, 100%] "
-        "| 1.00 [1.00, 1.00] |",
-    ]
+    rows = some_rows()
+    rows += [replace(row, data_set="pets", kind=DIFFERENT_CLASSES) for row in rows]
+    kinds = {one.kind: one.data_sets for one in summarise(rows, cases, SETS)}
+    assert kinds == {SAME_CLASS: 1, DIFFERENT_CLASSES: 1, "all pairs": 2}
+
+
+def test_a_table_for_reading():
+    cases = [case for case in plan_cases(["gamma"], 0.1) if case.value == 0]
+    text = markdown(summarise(some_rows(), cases, SETS)).splitlines()
+    assert text[0] == "## gamma, same class, by net"
+    assert text[2].startswith("|  | data sets x trainings | pictures | right count | D&C | success")
+    assert text[4].startswith("| Seg-Mix (0) | 1 x 1 | 2 | 50% [0%, 100%] | 0.500 [0.000, 1.000]")
 
 
 def test_every_experiment_has_its_figure(tmp_path):
     """Also where no picture has two boxes, so that there is no size to draw."""
     cases = plan_cases(FIGURES, 0.1)
-    [one] = rows_of(line([], "missing", matched=(None, None)), FOXES, ["net"])
+    [one] = rows_of(line([], "missing", 0.0, matched=(None, None)), FOXES, ["net"])
     rows = [
         replace(one, variant=case.variant.name, data_set=s.name, kind=s.kind)
         for case in cases
@@ -267,7 +340,10 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-ALL_METHODS = ("--experiments", "methods", "--data_sets", "two_foxes", "--num_seeds", "1")
+ALL_METHODS = (
+    *("--experiments", "methods", "losses", "--data_sets", "two_foxes", "--trainings", "0"),
+    *("--alone_seeds", "1", "--num_seeds", "1"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -279,11 +355,13 @@ def finished(models, tmp_path_factory):
 
 def test_methods_are_trained_drawn_scored_and_drawn_up(finished):
     rows, summary = read(finished / "results.csv"), read(finished / "summary.csv")
-    assert len(rows) == 8 * 2 and len({row["image"] for row in rows}) == 8
+    assert len(rows) == 9 * 3 * 2 and len({row["image"] for row in rows}) == 9 * 3
+    assert {row["alone"] for row in rows} == {"", "a", "b"}
     assert {row["embedder"] for row in rows} == {"embedder_a", "embedder_b"}
     labels = [row["label"] for row in summary if row["embedder"] == "embedder_a"]
     methods_told = ["DreamBooth", "Cut-Mix", "Seg-Mix", "MuDI"]
-    assert labels == [*methods_told, *(f"{label}, prior" for label in methods_told)]
+    priors = [f"{label}, prior" for label in methods_told]
+    assert labels == [*methods_told, *priors, "MuDI, plain MSE"]
     assert (finished / "sheet.png").is_file()
     for embedder in ("embedder_a", "embedder_b"):
         assert (finished / "plots" / embedder / "methods.png").is_file()
@@ -291,11 +369,11 @@ def test_methods_are_trained_drawn_scored_and_drawn_up(finished):
 
 def test_every_training_had_the_flags_of_its_method(finished):
     def arguments(name):
-        path = finished / "loras" / name / "two_foxes" / "run_arguments.json"
+        path = finished / "loras" / name / "two_foxes" / "0" / "run_arguments.json"
         return json.loads(path.read_text())
 
     keys = ("mix", "segmix_prob", "dco_beta")
-    assert len(list((finished / "loras").iterdir())) == 6
+    assert len(list((finished / "loras").iterdir())) == 7
     assert [arguments("dreambooth")[key] for key in keys] == ["segmix", 0, 1000]
     assert [arguments("cutmix")[key] for key in keys] == ["cutmix", 0.3, 1000]
     assert [arguments("segmix_prior")[key] for key in keys] == ["segmix", 0.3, 0]
@@ -314,10 +392,10 @@ def test_a_stopped_comparison_goes_on_without_doing_anything_twice(
         return plain(*args)
 
     def times():
-        made = (*out.glob("loras/*/*/*.safetensors"), *out.glob("pictures/*/*/*.png"))
+        made = (*out.glob("loras/*/*/*/*.safetensors"), *out.glob("pictures/*/*/*/*.png"))
         return {path: path.stat().st_mtime_ns for path in made}
 
-    two_sets = ("--data_sets", "two_foxes", "cat_and_dog", "--num_seeds", "1")
+    two_sets = ("--data_sets", "two_foxes", "cat_and_dog", "--num_seeds", "1", "--trainings", "0")
     monkeypatch.setattr(making, "write_image", stop_after_nine)
     with pytest.raises(KeyboardInterrupt):
         run(models, out, "--experiments", "gamma", *two_sets)
@@ -326,23 +404,25 @@ def test_a_stopped_comparison_goes_on_without_doing_anything_twice(
     assert len(kept) == 2 + 9
     run(models, out, "--experiments", "gamma", *two_sets)
     assert times().items() >= kept.items() and len(times()) == 2 + 16
-    one, other = (lora_of(folder / "loras/segmix/two_foxes") for folder in (out, finished))
+    one, other = (lora_of(folder / "loras/segmix/two_foxes/0") for folder in (out, finished))
     assert all(torch.equal(one[key], other[key]) for key in one)
     for variant in ("segmix_gamma_0", f"segmix_gamma_{SDXL.gamma:g}"):
-        shown = [folder / f"pictures/two_foxes/{variant}/00_000.png" for folder in (out, finished)]
+        shown = [
+            folder / f"pictures/two_foxes/{variant}/0/00_000.png" for folder in (out, finished)
+        ]
         again, before = (np.asarray(Image.open(path)).astype(int) for path in shown)
         assert abs(again - before).max() <= 1
 
 
 def test_two_processes_add_pictures_to_finished_loras(models, finished):
     """No LoRA is made anew; each process makes its share of the units' pictures."""
-    before = {path: path.stat().st_mtime_ns for path in finished.glob("loras/*/*/*.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("loras/*/*/*/*.safetensors")}
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]
     more = words(models, finished, *ALL_METHODS[:-1], "2")
     command = [*launch, "experiments.compare_methods", *more]
     subprocess.run(command, cwd=ROOT, env=offline(ACCELERATE_USE_CPU="true"), check=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(read(finished / "results.csv")) == 2 * 8 * 2
+    assert len(read(finished / "results.csv")) == 9 * (2 + 2) * 2
 
 
 def test_another_training_into_the_same_folder_is_refused(models, finished):

@@ -11,8 +11,7 @@ from mini import art, backgrounds, subjects, world
 from mini.art import Paint, Thing
 from mini.cast import CAST, NAMES, PER_CLASS
 from mini.training.stream import held_out_scenes, scene_loader
-from mudi.images import load_mask, tight_box
-from mudi.metadata import load_subjects
+from mudi.images import tight_box
 from mudi.segmix import SDXL_STYLE, collage_prompt
 
 SCENES = [world.draw_scene(np.random.default_rng(seed)) for seed in range(300)]
@@ -129,33 +128,6 @@ def test_what_subjects_wear_occurs_in_no_training_scene() -> None:
     worn = {thing.accessory for thing in things}
     assert worn == {None, *training}
     assert not set(things) & {subject.thing for subject in subjects.SUBJECTS.values()}
-
-
-def test_sets_are_those_of_the_experiment() -> None:
-    classes = [[s.thing.noun for s in subjects.subjects_of(name)] for name in subjects.SETS]
-    pairs = [nouns for nouns in classes if len(nouns) == 2]
-    assert len(pairs) >= 6
-    assert sum(len(set(nouns)) == 1 for nouns in pairs) >= 3
-    assert {3, 5} <= {len(nouns) for nouns in classes}
-
-
-@pytest.mark.parametrize("name", subjects.SETS)
-def test_written_folder_is_one_that_training_takes(tmp_path: Path, name: str) -> None:
-    chosen = subjects.subjects_of(name)
-    folder = subjects.write_pair(tmp_path / name, chosen, np.random.default_rng(0))
-    read = load_subjects(folder, min_subjects=2)
-    assert list(read.names.values()) == [subject.name for subject in chosen]
-    assert len(read.photos) == 5 * len(chosen) and not read.warnings
-
-
-def test_written_masks_are_the_drawn_ones(tmp_path: Path) -> None:
-    chosen = subjects.subjects_of("two_foxes")
-    folder = subjects.write_pair(tmp_path / "pair", chosen, np.random.default_rng(3), photos=1)
-    rng = np.random.default_rng(3)
-    for key, subject in zip("ab", chosen, strict=True):
-        photo = subjects.subject_photos(subject, 1, rng)[0]
-        assert np.array_equal(load_mask(folder / f"mask_{key}00.png"), photo.mask)
-        assert np.array_equal(np.asarray(Image.open(folder / f"{key}00.png")), photo.pixels)
 
 
 def test_paint_turns_hues_about_the_grey_axis() -> None:
