@@ -3,10 +3,11 @@
     python -m experiments.compare_methods --output output/compare
     accelerate launch -m experiments.compare_methods --output output/compare --experiments methods
 
-Trains the LoRAs by train_segmix_lora_sdxl.py, makes pictures, scores them by Detect-and-Compare and
-writes results.csv (a row a picture and embedder), summary.csv, tables.md, plots/ and sheet.png.
-LoRAs are shared among the variants that need the same, and the work among the processes of a
-launch. A stopped run goes on with the same command; more --experiments or --num_seeds add to it.
+Trains the LoRAs by train_segmix_lora_sdxl.py, several of each pair, makes pictures of the subjects
+together and of each alone, scores them by Detect-and-Compare and writes results.csv (a row a
+picture and embedder), summary.csv, tables.md, plots/ and sheet.png. LoRAs are shared among the
+variants that need the same, and the work among the processes of a launch. A stopped run goes on
+with the same command; more --experiments or --num_seeds add to it.
 
 Small models leave a GPU idle. Several processes share one by
 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes=6 -m ... --device cuda
@@ -53,8 +54,8 @@ from experiments.scoring import (
     metric_complaints,
     score,
 )
+from mini import recipe
 from mini.subjects import PILOT, SETS
-from mudi.backbones.table import SDXL
 from mudi.ground.errors import first_line, program, refuse
 from mudi.ground.files import write_image, write_records, write_table, write_text
 from mudi.ground.flags import (
@@ -82,7 +83,7 @@ SHEET_TILE = 128  # px
 class Course:
     """experiments"""
 
-    experiments: list[str] = flag(list(EXPERIMENTS), "which", nargs="+", choices=EXPERIMENTS)
+    experiments: list[str] = flag(["methods"], "which", nargs="+", choices=EXPERIMENTS)
     data_dir: Path | None = flag(
         None, "folder of data folders; unset: the miniature's subjects", origin=True
     )
@@ -92,7 +93,7 @@ class Course:
         f"({' '.join(PILOT)})",
         nargs="+",
     )
-    gamma: float = flag(SDXL.gamma, "of MuDI's mean shift")
+    gamma: float = flag(recipe.GAMMA, "of MuDI's mean shift")
     quick: bool = flag(
         False,
         f"a coarse table in some twenty minutes: methods on {' '.join(QUICK)}, one LoRA each, "

@@ -28,6 +28,7 @@ from experiments.results import told
 from experiments.scoring import DETECTOR, EMBEDDERS
 from experiments.stats import Interval, nested_bootstrap
 from experiments.training import run_stage, training_process
+from mini import recipe
 from mini.subjects import SETS, subjects_of, write_pair
 from mudi.ground.devices import accelerate_device
 from mudi.ground.errors import program
@@ -74,15 +75,16 @@ class RoundsArgs:
     per_prompt: int = flag(4, "picks a prompt", at_least=1)
     base: str = flag(BASE, "SDXL folder or hub id")
     train_flags: str = flag(
-        "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 "
-        "--learning_rate 4e-3 --lr_warmup_steps 0",
+        recipe.training_flags(),
         "of round 0, with an equals sign",
     )
     again_flags: str = flag(
         "--max_train_steps 100 --learning_rate 1e-3", "that differ in rounds and in more steps"
     )
     picture_flags: str = flag(
-        "--steps 30 --guidance_scale 5 --gamma 0.4 --batch_size 8", "of inference.py"
+        f"--steps {recipe.STEPS} --guidance_scale {recipe.GUIDANCE_SCALE:g} "
+        f"--gamma {recipe.GAMMA:g} --batch_size 8",
+        "of inference.py",
     )
     detector: str = flag(DETECTOR, "of the metric")
     embedder: list[str] = flag(list(EMBEDDERS), "the first picks, the last judges", nargs="+")

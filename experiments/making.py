@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from experiments.interventions import STARTS
 from experiments.plan import Unit, Variant
 from experiments.training import train, training_process
+from mini import recipe
 from mudi.ground.files import write_image
 from mudi.ground.flags import DTYPES, flag
 from mudi.ground.work import Journal
@@ -33,10 +34,7 @@ PROMPTS = (  # each on a background that the miniature knows
     "a picture of {subjects} in front of a blue gradient background",
     "{subjects} on an orange background",
 )
-MINIATURE_TRAINING = (
-    "--resolution 64 --max_train_steps 300 --train_batch_size 4 --rank 16 --learning_rate 4e-3 "
-    "--lr_warmup_steps 0"
-)
+MINIATURE_TRAINING = recipe.training_flags()
 MINIATURE_PRIOR = "--num_images 15 --segmenter foreground --threshold 0.5"
 ALWAYS = (  # a stopped training goes on too; its LoRA is read here only
     "--checkpointing_steps 500 --checkpoints_total_limit 1 --resume_from_checkpoint latest "
@@ -72,8 +70,8 @@ class MakingArgs:
     num_seeds: int = flag(6, "pictures a prompt", at_least=1)
     alone_seeds: int = flag(2, "pictures a prompt of each subject alone", at_least=0)
     trainings: list[int] = flag([0, 1, 2], "seeds of the LoRAs of each pair", nargs="+")
-    steps: int = flag(30, "denoising steps", at_least=1, origin=True)
-    guidance_scale: float = flag(5.0, "of classifier-free guidance", origin=True)
+    steps: int = flag(recipe.STEPS, "denoising steps", at_least=1, origin=True)
+    guidance_scale: float = flag(recipe.GUIDANCE_SCALE, "of classifier-free guidance", origin=True)
     batch_size: int = flag(8, "pictures at once", at_least=1)
     dtype: str | None = flag(
         None, "unset: fp32 on a CPU, fp16 on a GPU", choices=DTYPES, origin=True

@@ -20,10 +20,10 @@ from detect_and_compare import load_detector, load_embedder, score_images
 from detect_and_compare.draw import annotated
 from detect_and_compare.measure import Record
 from detect_and_compare.references import References, default_query, load_references
+from mini import recipe
 from mini.subjects import SETS, subjects_of, write_pair
 from mini.training.detector import OVERLAP, SURE
 from mini.world import SIZE
-from mudi.backbones import table
 from mudi.ground.files import write_image
 from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
@@ -49,7 +49,7 @@ class Method:
 
 METHODS = {
     "plain": Method("DreamBooth", segmix_prob=0.0, gamma=0.0),
-    "mudi": Method("Seg-Mix + mean-shifted noise", segmix_prob=0.3, gamma=table.SDXL.gamma),
+    "mudi": Method("Seg-Mix + mean-shifted noise", segmix_prob=0.3, gamma=recipe.GAMMA),
 }
 
 
@@ -59,7 +59,7 @@ class DemoArgs:
 
     output: Path = flag(ROOT / "output/demo", "folder to write")
     pair: str = flag("fox_and_car", "of mini/subjects.py", choices=SETS)
-    steps: int = flag(300, "optimizer steps of each LoRA")
+    steps: int = flag(int(recipe.TRAINING["max_train_steps"]), "optimizer steps of each LoRA")
     num_images: int = flag(4, "pictures with each method")
 
 
@@ -96,12 +96,7 @@ def train(data: Path, output: Path, method: Method, steps: int) -> None:
         pretrained_model_name_or_path=SDXL,
         instance_data_dir=data,
         output_dir=output,
-        resolution=SIZE,
-        max_train_steps=steps,
-        train_batch_size=4,
-        learning_rate=4e-3,
-        lr_warmup_steps=0,
-        rank=16,
+        **recipe.TRAINING | {"max_train_steps": steps},
         seed=42,
         segmix_prob=method.segmix_prob,
         report_to="none",
@@ -118,6 +113,8 @@ def draw(data: Path, lora: Path, method: Method, prompt: str, num_images: int) -
         prompt=prompt,
         num_images=num_images,
         batch_size=num_images,
+        steps=recipe.STEPS,
+        guidance_scale=recipe.GUIDANCE_SCALE,
         gamma=method.gamma,
         output_dir=lora / PICTURES,
         overwrite=True,  # an earlier demo's

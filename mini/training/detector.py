@@ -349,10 +349,11 @@ def parse_args(argv: list[str] | None = None) -> TransformerArgs:
 def main(args: TransformerArgs) -> None:
     refuse(shape_complaints(args))
     accelerator = make_accelerator(args)
-    processor = new_processor()
     if args.start_from:
+        processor = Owlv2Processor.from_pretrained(args.start_from)  # with the words it knows
         model = Owlv2ForObjectDetection.from_pretrained(args.start_from, dtype=torch.float32)
     else:
+        processor = new_processor()
         model = new_detector(processor, args.width, args.layers, args.patch)
         teach_words(model, processor, np.random.default_rng(args.seed))
     for side in (model.owlv2.text_model, model.owlv2.text_projection):

@@ -30,8 +30,8 @@ from experiments.plan import (
 from experiments.plots import FIGURES, write_figures
 from experiments.results import Row, flat, markdown, rows_of, summarise
 from experiments.stats import Interval, agreement, bootstrap, cohens_kappa, ranked_rightly
+from mini import recipe
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2, tiny_sdxl
-from mudi.backbones.table import SDXL
 from mudi.segmix import CUTMIX_NEGATIVE_PROMPT
 
 torch.set_num_threads(1)
@@ -406,7 +406,7 @@ def test_a_stopped_comparison_goes_on_without_doing_anything_twice(
     assert times().items() >= kept.items() and len(times()) == 2 + 16
     one, other = (lora_of(folder / "loras/segmix/two_foxes/0") for folder in (out, finished))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    for variant in ("segmix_gamma_0", f"segmix_gamma_{SDXL.gamma:g}"):
+    for variant in ("segmix_gamma_0", f"segmix_gamma_{recipe.GAMMA:g}"):
         shown = [
             folder / f"pictures/two_foxes/{variant}/0/00_000.png" for folder in (out, finished)
         ]
