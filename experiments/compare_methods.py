@@ -76,7 +76,7 @@ from mudi.pictures.pipelines import BASE_FLAG
 QUICK = ("fox_and_car", "rabbit_and_panda", "two_robots", "two_cats")  # two of each kind, any
 RUN, PICTURES = "run.json", "pictures.jsonl"
 RESULTS, SUMMARY, TABLES, SHEET = "results.csv", "summary.csv", "tables.md", "sheet.png"
-SHEET_TILE = 128  # px
+SHEET_TILE, SHEET_PICTURES = 128, 2  # px; of each method and data set, one a prompt
 
 
 @dataclass
@@ -248,26 +248,30 @@ def report(args: CompareArgs, rows: list[Row], cases: list[Case], data_sets: lis
 
 
 def method_sheet(args: CompareArgs, data_sets: Sequence[DataSet]) -> Image.Image | None:
-    """Lay out the subjects, then the first picture by every method, a row a method.
+    """Lay out the subjects, then the first pictures by every method, a column a data set.
 
     Returns None where no method has a picture.
     """
-    images = [subjects_tile(data_set) for data_set in data_sets]
-    captions = [data_set.name.replace("_", " ") for data_set in data_sets]
-    for label, variant in methods(args.gamma).items():
-        paths = [
-            args.output / f"pictures/{data_set.name}/{variant.name}/{args.trainings[0]}/00_000.png"
-            for data_set in data_sets
+    names = [f"{p:02}_000.png" for p in range(min(SHEET_PICTURES, len(args.prompts)))]
+    rows = {
+        (label, name): [
+            args.output / f"pictures/{one.name}/{variant.name}/{args.trainings[0]}/{name}"
+            for one in data_sets
         ]
-        if not any(path.is_file() for path in paths):
-            continue
-        for path in paths:
-            blank = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
-            images.append(load_rgb(path) if path.is_file() else blank)
-            captions.append(label)
-    if len(images) == len(data_sets):
+        for label, variant in methods(args.gamma).items()
+        for name in names
+    }
+    shown = [i for i in range(len(data_sets)) if any(paths[i].is_file() for paths in rows.values())]
+    if not shown:
         return None
-    return contact_sheet(images, captions, len(data_sets), SHEET_TILE)
+    images = [subjects_tile(data_sets[i]) for i in shown]
+    captions = [data_sets[i].name.replace("_", " ") for i in shown]
+    for (label, _), paths in rows.items():
+        for i in shown:
+            blank = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
+            images.append(load_rgb(paths[i]) if paths[i].is_file() else blank)
+            captions.append(label)
+    return contact_sheet(images, captions, len(shown), SHEET_TILE)
 
 
 def subjects_tile(data_set: DataSet) -> Image.Image:

@@ -10,12 +10,12 @@ from mini.world import SIZE
 
 TRAINING: dict[str, float | int] = {  # flags of train_segmix_lora_sdxl.py
     "resolution": SIZE,
-    "max_train_steps": 600,
+    "max_train_steps": 400,
     "train_batch_size": 4,
     "rank": 16,
     "learning_rate": 2e-3,
     "lr_warmup_steps": 0,
-    "dco_beta": 50,
+    "dco_beta": 20,
 }
 GAMMA = 0.2  # of the mean shift
 STEPS, GUIDANCE_SCALE = 30, 5.0  # of sampling
