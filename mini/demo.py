@@ -8,6 +8,7 @@ same pictures with each, scores them by Detect-and-Compare and writes a sheet. A
 small base model: they show the direction, they prove nothing; experiments/ is for that.
 """
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from transformers.utils.logging import disable_progress_bar
 
 from detect_and_compare import load_detector, load_embedder, score_images
 from detect_and_compare.draw import annotated
@@ -34,6 +36,13 @@ SDXL = ROOT / "mini/weights/sdxl"
 EMBEDDER = ROOT / "mini/weights/embedder_a"
 DETECTOR = ROOT / "mini/weights/detector"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
+LAUNCH += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # it warns of others
+QUIET = {  # of the libraries' warnings and loading bars
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+}
 PICTURES = "pictures"
 TILE = 192  # px; the pictures have 64
 
@@ -76,6 +85,7 @@ def main(args: DemoArgs) -> None:
         train(data, args.output / name, method, args.steps)
         draw(data, args.output / name, method, prompt, args.num_images)
 
+    disable_progress_bar()
     references = load_references(data)
     results = score(references, {name: args.output / name / PICTURES for name in METHODS})
     path = write_image(args.output / "sheet.png", sheet(references, results))
@@ -124,7 +134,7 @@ def draw(data: Path, lora: Path, method: Method, prompt: str, num_images: int) -
 def run(script: str, **flags: object) -> None:
     """Launch a script and wait; it shows its own progress. A flag that is True has no value."""
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
-    subprocess.run([*LAUNCH, str(ROOT / script), *words], check=True)
+    subprocess.run([*LAUNCH, str(ROOT / script), *words], env=os.environ | QUIET, check=True)
 
 
 def score(

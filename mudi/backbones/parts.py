@@ -12,6 +12,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from huggingface_hub.utils import are_progress_bars_disabled
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -29,6 +30,15 @@ def shapes_only() -> Iterator[None]:
         yield
     finally:
         _shapes_only.reset(token)
+
+
+def heed_bars() -> None:
+    """Have diffusers' loading show no bar where HF_HUB_DISABLE_PROGRESS_BARS asks for none.
+
+    The hub and transformers heed that variable themselves.
+    """
+    if are_progress_bars_disabled():
+        diffusers.utils.logging.disable_progress_bar()
 
 
 def only_shapes() -> bool:
@@ -88,6 +98,7 @@ def load_text_pipeline(
                 with torch.device("meta"):
                     model = encoder._from_config(config, dtype=dtype)
                 parts[name] = model.to_empty(device="cpu").eval()
+    heed_bars()
     return kind.from_pretrained(base, dtype=dtype, **parts, **hub)
 
 

@@ -6,6 +6,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
+from mudi.backbones.parts import heed_bars
 from mudi.backbones.table import Backbone, backbone_of
 from mudi.ground.devices import on_gpu
 from mudi.ground.errors import SetupError, loading
@@ -107,6 +108,7 @@ def load_pipeline(
             kind = getattr(diffusers, _config(base, revision, cache_dir)["vae"][1])
             parts["vae"] = kind.from_pretrained(vae, dtype=dtype, cache_dir=cache_dir)
     hub = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
+    heed_bars()
     with loading(BASE_FLAG, base):
         pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **hub, **parts)
     pipeline.set_progress_bar_config(disable=True)
