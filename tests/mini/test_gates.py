@@ -98,7 +98,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = ResNetForImageClassification.from_pretrained(tmp_path / "reader")
     assert model.config.num_labels == sum(map(len, QUESTIONS.values()))
 
-    flags = [f"--base={WEIGHTS / 'sdxl2'}", f"--reader={tmp_path / 'reader'}"]
+    flags = [f"--base={WEIGHTS / 'sdxl'}", f"--reader={tmp_path / 'reader'}"]
     flags += [f"--output={tmp_path / 'gates'}", "--count=2", "--steps=1"]
     gates.main(gates.parse_args(flags))
     rows = json.loads((tmp_path / "gates/gates.json").read_text())["rows"]

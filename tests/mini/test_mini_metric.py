@@ -1,11 +1,13 @@
 """The miniature's embedder and detector: no subject in their training, loaded as any others."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -76,6 +78,16 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("detector")
     train(train_detector, folder, 2, "--batch_size=10")
     return folder / "out"
+
+
+def test_a_detector_goes_on_with_the_words_it_knows(tmp_path: Path) -> None:
+    """The committed one has fewer words than the world's tokenizer has by now."""
+    committed = ROOT / "mini/weights/detector"
+    train(train_detector, tmp_path, 1, f"--start_from={committed}", "--batch_size=2")
+    read = (json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+            for folder in (committed, tmp_path / "out"))  # fmt: skip
+    before, after = read
+    assert before == after
 
 
 def random_pictures(count: int) -> torch.Tensor:
