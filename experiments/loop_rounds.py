@@ -25,7 +25,7 @@ import torch
 
 from experiments.backgrounds import BackgroundJudge, asked_colour
 from experiments.results import told
-from experiments.scoring import DETECTOR, EMBEDDERS
+from experiments.scoring import DETECTOR, EMBEDDERS, MINIATURE_METRIC
 from experiments.stats import Interval, nested_bootstrap
 from experiments.training import run_stage, training_process
 from mini import recipe
@@ -54,8 +54,8 @@ PAIRS = [
 LEARNED = ("white", "grey", "blue gradient", "yellow")  # backgrounds of the loop's own pictures
 HELD_OUT = ("orange", "green striped", "pink")  # of the judged ones
 CONTACT = ("purple", "turquoise")
-# Boxes that overlap in a fifth of each, and less than the detector takes for one thing twice
-LAYOUT = ((0.06, 0.20, 0.56, 0.95), (0.44, 0.15, 0.94, 0.95))
+# Boxes that overlap in a sixth of each, and less than the detector takes for one thing twice
+LAYOUT = ((0.08, 0.20, 0.56, 0.95), (0.48, 0.15, 0.96, 0.95))
 TOGETHER, TOUCHING, ALONE = "together", "contact", "alone"
 MEASURES = ("success", "background", "solo_success", "solo_bleed", "solo_count")
 
@@ -88,7 +88,7 @@ class RoundsArgs:
     )
     detector: str = flag(DETECTOR, "of the metric")
     embedder: list[str] = flag(list(EMBEDDERS), "the first picks, the last judges", nargs="+")
-    metric_flags: str = flag("--threshold 0.3 --nms 0.2", "more flags of the metric")
+    metric_flags: str = flag(MINIATURE_METRIC, "more flags of the metric")
 
 
 @dataclass(frozen=True)

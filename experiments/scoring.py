@@ -12,7 +12,7 @@ from mudi.metadata import read_records
 
 DETECTOR = "mini/weights/detector"
 # The miniature's detector is less sure of itself than OWLv2 and names a thing by several boxes
-MINIATURE_METRIC = "--threshold 0.3 --nms 0.2"
+MINIATURE_METRIC = "--threshold 0.2 --nms 0.1"
 EMBEDDERS = ("mini/weights/embedder_a", "mini/weights/embedder_b")
 
 

@@ -1,7 +1,6 @@
-r"""Does a base draw what its prompts say? The gates of mini/weights/README.md.
+"""Does a base draw what its prompts say? The gates of mini/weights/README.md.
 
-    python -m mini.training.gates --base mini/weights/sdxl2 --reader output/mini/reader \
-        --output output/mini/gates
+    python -m mini.training.gates --base mini/weights/sdxl --output output/mini/gates
 
 Held-out prompts of one thing, of two things and of named characters are drawn; the detector finds
 the things, and the reader tells class, colour and name of each crop. The same questions are asked
