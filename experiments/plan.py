@@ -307,6 +307,8 @@ def plan_units(
 ) -> list[Unit]:
     """Return the work that the cases need, each LoRA and each variant's pictures once.
 
+    What is to be compared comes together, so that a stopped run has something to compare.
+
     Args:
         seeds: of the trainings; one LoRA each.
     """
@@ -314,8 +316,8 @@ def plan_units(
     trainings = dict.fromkeys(case.variant.training for case in cases)
     units = []
     for seed in seeds:
-        for training in trainings:
-            for data_set in data_sets:
+        for data_set in data_sets:
+            for training in trainings:
                 own = [
                     case
                     for case in cases
