@@ -17,7 +17,7 @@ TRAINING: dict[str, float | int] = {  # flags of train_segmix_lora_sdxl.py
     "lr_warmup_steps": 0,
     "dco_beta": 20,
 }
-GAMMA = 0.2  # of the mean shift
+GAMMA = 0.4  # of the mean shift
 STEPS, GUIDANCE_SCALE = 30, 5.0  # of sampling
 
 
