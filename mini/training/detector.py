@@ -14,6 +14,7 @@ only serves queries by picture, stays untrained.
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,18 @@ from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcess
 
 from detect_and_compare.args import THRESHOLD
 from detect_and_compare.detect import without_overlaps
-from mini.art import KINDS, SUBJECT_ACCESSORIES
 from mini.training.checkpoint import Learner
 from mini.training.embedder import contrastive_loss
-from mini.training.instances import TRAINING, Wardrobe, draw_instances, random_instance
+from mini.training.examples import (
+    COUNT_SHARES,
+    HELD_OUT,
+    NOTHING,
+    NOUNS,
+    Example,
+    draw_counted,
+    draw_training,
+)
+from mini.training.redrawn import Redrawn
 from mini.training.state import (
     HEAD_WIDTH,
     STATE_DIR,
@@ -56,13 +65,10 @@ from mini.training.tokenizer import world_tokenizer
 from mini.world import SIZE, with_article
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import finish_folder, temporary_folder, write_image, write_text
-from mudi.ground.flags import parse
+from mudi.ground.flags import flag, parse
 from mudi.ground.sheets import contact_sheet
-from mudi.images import tight_box
 from mudi.masks.segment import Detection, Detector
 
-NOUNS = tuple(KINDS)
-NOTHING = -100  # instead of a noun; cross_entropy passes over it
 PHRASINGS = ("{noun}", "{noun}", "{article}", "a photo of {article}", "a picture of {article}")
 TEXT_TOKENS = 16  # OWLv2's; the longest phrasing has 8
 TEXT_WIDTH = 96
@@ -70,37 +76,16 @@ TEXT_LAYERS = 2
 WORD_STEPS, WORD_RATE = 100, 1e-3  # of the text tower's own training; it takes seconds
 FIRST_SCALE, FIRST_SHIFT = 8.0, -0.5  # of class logits: a cosine of 0 is a no (2 %), 1 a yes
 POSITION_SCALE = 0.3  # of waves; about as large as what the patches hold
-COUNT_SHARES = (0.25, 0.33, 0.18, 0.13, 0.11)  # of scenes with one, two, ... five things
-TWINS_SHARE = 0.35  # of the scenes of two or more whose things are all of one class
-OVERLAP_SHARE = 0.3  # of the scenes, in which things may stand before each other
-SOFT_SHARE = 0.6  # of the scenes, which look generated
 # DETR's weights. The focal loss weighs yes and no alike (alpha 0.5), so that a box of an even
 # chance has a confidence of 0.5, near the metric's threshold.
 L1_WEIGHT, GIOU_WEIGHT, CLASS_COST, CLASS_WEIGHT = 5.0, 2.0, 2.0, 2.0
 FOCUS, YES_WEIGHT = 2.0, 0.5  # gamma and alpha
 PLACE_COST = 1.0  # a patch between patch and thing: without it several patches answered for one
 NAMING_WEIGHT = 10.0  # with 2 and a rate of 1e-3 classes were not learnt in 7,000 pictures
-HELD_OUT = Wardrobe(tuple(SUBJECT_ACCESSORIES), accessory_share=0.6, badge_share=0.0)
 SURE, OVERLAP = 0.2, 0.1  # what counts best on held-out scenes: a lower threshold, and suppression
+REDRAWN_SHARE = 0.5  # of the pictures, with --redrawn
 NUM_COUNTED = 100  # held-out scenes of each count, for the report
 NUM_SHOWN = 6  # of them on the sheet
-
-
-@dataclass(frozen=True)
-class Example:
-    """A scene to find things in.
-
-    Attributes:
-        pixels: (S, S, 3) uint8.
-        boxes: (n, 4) float32, centre x, y, width and height as shares of the side.
-        nouns: (n,) int64, indices into NOUNS.
-        shown: (S, S) int64, the noun of the thing visible at each pixel, or NOTHING.
-    """
-
-    pixels: np.ndarray
-    boxes: np.ndarray
-    nouns: np.ndarray
-    shown: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -193,27 +178,11 @@ def new_processor() -> Owlv2Processor:
     return Owlv2Processor(image_processor=image_processor, tokenizer=tokenizer)
 
 
-def draw_example(rng: np.random.Generator) -> Example:
-    """Draw a training scene."""
-    count = 1 + int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))
-    return draw_counted(count, TRAINING, rng)
-
-
-def draw_counted(count: int, wardrobe: Wardrobe, rng: np.random.Generator) -> Example:
-    """Draw a scene of so many things."""
-    nouns = rng.integers(0, len(NOUNS), count)
-    if rng.random() < TWINS_SHARE:
-        nouns[:] = nouns[0]
-    things = [random_instance(rng, wardrobe, NOUNS[noun]) for noun in nouns]
-    pixels, masks = draw_instances(things, rng, OVERLAP_SHARE, SOFT_SHARE)
-    corners = np.array([tight_box(mask) for mask in masks], dtype=np.float32) / SIZE
-    boxes = np.concatenate(
-        [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
-    )
-    shown = np.full((SIZE, SIZE), NOTHING)
-    for mask, noun in zip(masks, nouns, strict=True):
-        shown[mask] = noun
-    return Example(pixels, boxes, nouns, shown)
+def draw_example(rng: np.random.Generator, redrawn: Redrawn | None = None) -> Example:
+    """Draw a training scene, or take one that a base redrew."""
+    if redrawn is not None and rng.random() < REDRAWN_SHARE:
+        return redrawn.draw(rng)
+    return draw_training(rng)
 
 
 def collate(examples: list[Example]) -> ExampleBatch:
@@ -341,13 +310,21 @@ def as_corners(boxes: Tensor) -> Tensor:
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
-def parse_args(argv: list[str] | None = None) -> TransformerArgs:
-    return parse(TransformerArgs, __doc__, argv, state_dir=STATE_DIR / "detector", batch_size=32)
+@dataclass
+class DetectorArgs(TransformerArgs):
+    """detector"""
+
+    redrawn: Path | None = flag(None, "folder of mini.training.redrawn: half of the pictures")
+
+
+def parse_args(argv: list[str] | None = None) -> DetectorArgs:
+    return parse(DetectorArgs, __doc__, argv, state_dir=STATE_DIR / "detector", batch_size=32)
 
 
 @program
-def main(args: TransformerArgs) -> None:
+def main(args: DetectorArgs) -> None:
     refuse(shape_complaints(args))
+    redrawn = Redrawn(args.redrawn) if args.redrawn else None
     accelerator = make_accelerator(args)
     if args.start_from:
         processor = Owlv2Processor.from_pretrained(args.start_from)  # with the words it knows
@@ -366,7 +343,7 @@ def main(args: TransformerArgs) -> None:
     with Run(
         accelerator, learner, args, f"a detector of {shape}, patch {config.patch_size}"
     ) as run:
-        train(accelerator, processor, learner, run, args)
+        train(accelerator, processor, learner, run, args, redrawn)
 
     report = save(learner.model, processor, learner.ema, run, args.output)
     print(f"{args.output}: {json.dumps(report)}")
@@ -377,12 +354,12 @@ def train(
     processor: Owlv2Processor,
     learner: Learner,
     run: Run,
-    args: TransformerArgs,
+    args: DetectorArgs,
+    redrawn: Redrawn | None,
 ) -> None:
     first = run.progress.pictures
-    loader = numbered_loader(
-        draw_example, collate, args.seed, first, args.batch_size, args.num_workers
-    )
+    draw = partial(draw_example, redrawn=redrawn)
+    loader = numbered_loader(draw, collate, args.seed, first, args.batch_size, args.num_workers)
     for batch in loader:
         if run.finished:
             break

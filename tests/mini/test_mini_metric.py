@@ -18,7 +18,7 @@ from mini.shapes import SHAPES
 from mini.subjects import SUBJECTS
 from mini.training import detector as train_detector
 from mini.training import embedder as train_embedder
-from mini.training import instances
+from mini.training import instances, redrawn
 from mini.training.detector import Example, accuracy, match, naming_loss, set_loss
 from mini.training.embedder import Gallery, contrastive_loss, jittered, retrieval
 from mini.training.instances import (
@@ -343,3 +343,35 @@ def test_sizes_that_do_not_fit_are_refused(command, flag: str) -> None:
         command.main(command.parse_args(["--output=x", flag]))
     with pytest.raises(SystemExit, match="--batch_size 16: must be a multiple"):
         train_embedder.main(train_embedder.parse_args(["--output=x", "--batch_size=16"]))
+
+
+# What the base redraws
+
+
+def test_redrawn_scenes_keep_their_boxes_and_are_what_the_detector_takes(tmp_path: Path) -> None:
+    """Stopped after one shard, the command draws the other; each example is as the world's is."""
+    folder = tmp_path / "redrawn"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redrawn, "SHARD", 2)
+        patch.setattr(redrawn, "STEPS", 4)
+        redrawn.main(redrawn.parse_args([f"--output={folder}", "--count=2"]))
+        first = next(folder.glob("*.safetensors"))
+        made = first.stat().st_mtime_ns
+        redrawn.main(redrawn.parse_args([f"--output={folder}", "--count=4"]))
+        assert first.stat().st_mtime_ns == made
+        with pytest.raises(SystemExit, match="--count 3: must be a multiple of 2"):
+            redrawn.main(redrawn.parse_args([f"--output={folder}", "--count=3"]))
+    pool = redrawn.Redrawn(folder)
+    assert len(pool) == 4
+    sides = set()
+    for seed in range(20):
+        example = pool.draw(np.random.default_rng(seed))
+        assert example.pixels.shape == (64, 64, 3) and len(example.boxes) == len(example.nouns) > 0
+        for (x, y, _, _), noun in zip(example.boxes * 64, example.nouns, strict=True):
+            near = example.shown[int(y) - 8 : int(y) + 8, int(x) - 8 : int(x) + 8]
+            assert noun in near  # also in a mirrored picture
+        sides.add(example.boxes[0, 0])
+    assert len(sides) > 4  # mirrored ones among them
+    train(train_detector, tmp_path, 1, f"--redrawn={folder}", "--batch_size=4")
+    with pytest.raises(SystemExit, match="no redrawn pictures"):
+        train(train_detector, tmp_path, 2, f"--redrawn={tmp_path / 'nowhere'}")
