@@ -67,7 +67,7 @@ class DemoArgs:
     """demo"""
 
     output: Path = flag(ROOT / "output/demo", "folder to write")
-    pair: str = flag("fox_and_car", "of mini/subjects.py", choices=SETS)
+    pair: str = flag("robot_and_teddy_bear", "of mini/subjects.py", choices=SETS)
     steps: int = flag(int(recipe.TRAINING["max_train_steps"]), "optimizer steps of each LoRA")
     num_images: int = flag(4, "pictures with each method")
 
