@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from detect_and_compare.failures import FAILURES, bleeds, failures, meant_by_noun
+from detect_and_compare.failures import FAILURES, SWAP, bleeds, failures, meant_by_noun
 from detect_and_compare.results import Line
 from detect_and_compare.score import Likeness
 from experiments.plan import (
@@ -24,6 +24,7 @@ GOOD = "good"
 BLEED = "bleed"
 RECOGNISABLE = 0.5  # least cosine of a subject's best crop; below it the subject has collapsed
 ALL_PAIRS = "all pairs"
+UNTOLD = (SAME_CLASS, *(f"{traits} traits" for traits in range(1, 5)))  # whose box is whose
 DIGITS = 4
 Record = Mapping[str, Any]
 
@@ -165,7 +166,8 @@ MEASURES: dict[str, Measure] = {
     "success": _of_all(lambda row: float(row.success)),
     "unmixed": _of_all(_unmixed),
     "collapsed": _of_all(_collapsed),
-    **{word: _of_all(_fails(word)) for word in FAILURES},
+    SWAP: _of_all(lambda row: None if row.kind in UNTOLD else float(SWAP in row.failures)),
+    **{word: _of_all(_fails(word)) for word in FAILURES if word != SWAP},
     "background": _of_all(lambda row: None if row.background is None else float(row.background)),
     "size_ratio": _of_all(lambda row: None if row.size_ratio is None else math.log(row.size_ratio)),
     "solo_success": _of_one(lambda row: float(row.success)),

@@ -195,7 +195,7 @@ def test_a_summary_by_hand():
         **{"counted": 0.5, "score": 0.5, "success": 0.5, "background": 1, "size_ratio": 1},
         "unmixed": 1,  # in the picture with two boxes each fox is found, at 0.8 and 0.6
         "collapsed": 0.25,  # one of four foxes is not found, but for a box at 0.3
-        **{"swap": 0, "merge": 0, "drop": 0.5, "duplicate": 0},
+        **{"merge": 0, "drop": 0.5, "duplicate": 0},  # of one class, swaps can't be told
         **{"solo_success": 1, "solo_bleed": 0, "solo_count": 0},
     }
     columns = flat(summary)
