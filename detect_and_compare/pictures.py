@@ -12,7 +12,7 @@ IMAGE, PROMPT = "image", "prompt"
 LIST = "pictures.jsonl"  # inference.py's, in its output folder, which holds a contact sheet as well
 # Keys of scores.jsonl, which a JSONL of pictures may not use
 FILE_KEYS = ("bytes", "modified")
-RESULT_KEYS = ("size", "boxes", "confidences", "problem", "scores", "text_fidelity")
+RESULT_KEYS = ("size", "boxes", "confidences", "answers", "problem", "scores", "text_fidelity")
 
 
 @dataclass(frozen=True)

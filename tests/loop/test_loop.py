@@ -369,7 +369,7 @@ def test_a_loop_killed_again_and_again_ends_as_an_undisturbed_one(
         assert texts[0] == texts[1], name
     pieces = Counter(made.read_text().splitlines())
     assert len(pieces) == 2 * (2 * 6 + 6)  # each drawn and judged
-    assert set(pieces.values()) == {1}
+    assert set(pieces.values()) == {1}, [name for name, times in pieces.items() if times > 1]
     assert not list(out.rglob(f"{TEMPORARY}*"))
 
 
