@@ -96,8 +96,7 @@ class Course:
     gamma: float = flag(recipe.GAMMA, "of MuDI's mean shift")
     quick: bool = flag(
         False,
-        f"a coarse table in some twenty minutes: methods on {' '.join(QUICK)}, one LoRA each, "
-        "two pictures a prompt",
+        f"a coarse table of methods: {' '.join(QUICK)}, one LoRA each, two pictures a prompt",
         action="store_true",
     )
     device: str | None = flag(
@@ -118,8 +117,7 @@ def parse_args(argv: list[str] | None = None) -> CompareArgs:
 def main(args: CompareArgs) -> None:
     refuse(complaints(args))
     if args.quick:
-        args = replace(args, experiments=["methods"], data_sets=list(QUICK))
-        args = replace(args, num_seeds=2, alone_seeds=1, trainings=[0])
+        args = replace(args, data_sets=list(QUICK), num_seeds=2, alone_seeds=1, trainings=[0])
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # of the prior sets and the metric as well
     state = join_processes()
@@ -176,6 +174,19 @@ def complaints(args: CompareArgs) -> list[str]:
         complaints.append(f"--device {args.device}: {first_line(error)}")
     complaints += [
         f'--prompts "{p}": no {{subjects}}' for p in args.prompts if "{subjects}" not in p
+    ]
+    plain = CompareArgs()
+    complaints += [
+        f"--quick has its own --{name}; leave one of them out"
+        for name in (
+            "experiments",
+            "data_dir",
+            "data_sets",
+            "num_seeds",
+            "alone_seeds",
+            "trainings",
+        )
+        if args.quick and getattr(args, name) != getattr(plain, name)
     ]
     return complaints
 

@@ -33,16 +33,10 @@ class NamesAtRandom(SegMixDataset):
         names, count = list(self.subjects.names.values()), self.options.num_subjects
         return _more(super().prompts(), _any_names(names, count), self)
 
-    def _collage(
-        self,
-        photos: list[Photo],
-        names: dict[str, str],
-        rng: random.Random,
-        scales: list[float] | None,
-        in_a_row: bool = False,
-    ) -> Sample:
-        sample = super()._collage(photos, names, rng, scales, in_a_row)
-        told = [rng.choice(list(names.values())) for _ in photos]
+    def _mix(self, photo: Photo, rng: random.Random) -> Sample:
+        sample = super()._mix(photo, rng)
+        names = list(self.subjects.names.values())
+        told = [rng.choice(names) for _ in sample.boxes]
         return replace(sample, prompt=segmix.collage_prompt(self._style, told))
 
 

@@ -140,8 +140,7 @@ def jobs_of(unit: Unit, args: MakingArgs) -> Iterator[Job]:
             for p, template in enumerate(args.prompts):
                 for seed in range(count):
                     prompt = template.replace("{subjects}", told)
-                    reward = variant.reward
-                    shot = Shot(prompt, seed, variant.gamma, None, scales, reward)
+                    shot = Shot(prompt, seed, variant.gamma, None, scales, variant.reward)
                     yield Job(f"{folder}/{word}{p:02}_{seed:03}.png", unit, variant, shot, alone)
 
 

@@ -30,9 +30,10 @@ from mini.training.base import SHEET_GUIDANCE, SHEET_STEPS
 from mini.training.base_model import load_pipeline
 from mini.training.detector import OVERLAP, SURE
 from mini.training.reader import QUESTIONS, answers_of, as_crop, read
+from mini.training.state import hold_settings
 from mini.training.stream import HELD_OUT_SEED
 from mini.world import arrange, describe, with_article
-from mudi.ground.errors import SetupError, program, refuse
+from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_text
 from mudi.ground.flags import MODEL_INDEX, flag, parse, range_complaints
 from mudi.ground.sheets import contact_sheet
@@ -221,11 +222,7 @@ def main(args: GatesArgs) -> None:
     """
     refuse(range_complaints(args) + folder_complaints(args))
     told = {key: str(getattr(args, key)) for key in ("base", "steps", "guidance_scale")}
-    settings = args.output / "settings.json"
-    if settings.is_file() and json.loads(settings.read_text()) != told:
-        raise SetupError(f"--output {args.output}: holds pictures of {settings.read_text()}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_text(settings, json.dumps(told))
+    hold_settings(args.output, told)
 
     reader = ResNetForImageClassification.from_pretrained(args.reader, dtype=torch.float32).eval()
     processor = BitImageProcessor.from_pretrained(args.reader)

@@ -24,6 +24,7 @@ from mini.training.base import SHEET_GUIDANCE
 from mini.training.base_model import load_pipeline
 from mini.training.examples import COUNT_SHARES, NOUNS, Example, draw_counted
 from mini.training.instances import TRAINING
+from mini.training.state import hold_settings
 from mudi.ground.errors import SetupError, program, refuse
 from mudi.ground.files import replace_file, write_image
 from mudi.ground.flags import MODEL_INDEX, flag, model_folder_complaints, parse, range_complaints
@@ -91,6 +92,7 @@ def main(args: RedrawnArgs) -> None:
     if args.count % SHARD:
         complaints.append(f"--count {args.count}: must be a multiple of {SHARD}")
     refuse(complaints)
+    hold_settings(args.output, {"base": str(args.base), "seed": args.seed})
     pipeline = StableDiffusionXLImg2ImgPipeline(
         **load_pipeline(args.base).components,
         force_zeros_for_empty_prompt=False,

@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -181,6 +182,19 @@ def save_in_half(model: PreTrainedModel, folder: Path) -> None:
         for name, weights in model.state_dict().items()
     }
     model.save_pretrained(folder, state_dict=halves)
+
+
+def hold_settings(folder: Path, settings: Mapping[str, str | int]) -> None:
+    """Note what a folder's pictures are made by.
+
+    Raises:
+        SetupError: it holds pictures made otherwise.
+    """
+    path = folder / "settings.json"
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise SetupError(f"--output {folder}: holds pictures of {path.read_text()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(settings))
 
 
 class Run:

@@ -434,6 +434,7 @@ def test_another_training_into_the_same_folder_is_refused(models, finished):
     "more, told",
     [
         (["--num_seeds", "0"], "--num_seeds 0: must be 1 or more"),
+        (["--quick", "--trainings", "5"], "--quick has its own --trainings; leave one of them out"),
         (["--prompts", "two foxes"], '--prompts "two foxes": no {subjects}'),
         (["--detector", "no/such/folder"], "--detector no/such/folder: no such folder"),
         (["--experiments", "subjects"], "nothing to do: no data set suits --experiments subjects"),

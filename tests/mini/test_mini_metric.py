@@ -361,6 +361,8 @@ def test_redrawn_scenes_keep_their_boxes_and_are_what_the_detector_takes(tmp_pat
         assert first.stat().st_mtime_ns == made
         with pytest.raises(SystemExit, match="--count 3: must be a multiple of 2"):
             redrawn.main(redrawn.parse_args([f"--output={folder}", "--count=3"]))
+        with pytest.raises(SystemExit, match="holds pictures of"):
+            redrawn.main(redrawn.parse_args([f"--output={folder}", "--count=4", "--seed=1"]))
     pool = redrawn.Redrawn(folder)
     assert len(pool) == 4
     sides = set()
