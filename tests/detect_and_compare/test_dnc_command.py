@@ -24,7 +24,8 @@ from detect_and_compare import (
 )
 from detect_and_compare.__main__ import main, parse_args
 from detect_and_compare.measure import Record
-from detect_and_compare.results import Summary, summarise
+from detect_and_compare.pictures import without_results
+from detect_and_compare.results import Summary, summarise, to_line
 from detect_and_compare.score import Verdict, reference_matrix
 from mini.tiny import save_tiny_clip, save_tiny_dinov2, save_tiny_owlv2
 from mudi.ground.work import CHECKSUM
@@ -355,3 +356,11 @@ def test_the_notebook_runs_and_is_kept_without_outputs():
     )
     assert "good: D&C 0.95" in printed and "hta teddy bear: missing" in printed
     assert sum("image/png" in output.get("data", {}) for c in code for output in c.outputs) == 2
+
+
+def test_all_that_scoring_adds_to_a_line_is_known_as_a_result():
+    """Else a stopped run takes every finished picture for another one, and scores it anew."""
+    stamp = {"image": "a.png", "prompt": "two foxes"}
+    seen = to_line(stamp, {"net": Record(1.0, size=(8, 8))}, text_fidelity=0.5)
+    unreadable = to_line(stamp, {"net": Record(problem="cut off")})
+    assert without_results(seen) == without_results(unreadable) == stamp
