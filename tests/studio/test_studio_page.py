@@ -196,6 +196,49 @@ def test_ten_photos_become_a_folder_that_the_checker_accepts(chromium, tmp_path,
         )
 
 
+def test_who_clicks_and_goes_on_at_once_finds_it_saved(chromium, tmp_path, sam):
+    """Keys faster than the segmenter's answers and than the next photo: nothing waits unsaved."""
+    for i in range(5):
+        draw_photo(tmp_path / f"a{i}.png", SUBJECT)
+    middle = (SUBJECT.left + SUBJECT.right) // 2, (SUBJECT.top + SUBJECT.bottom) // 2
+    with served(tmp_path, *sam) as server:
+        hand = Hand(chromium, server.address)
+        hand.click(SIZE, *middle)  # SAM is loaded
+        hand.page.keyboard.press("Control+z")
+
+        held = []
+
+        def go_on():
+            while hand.page.locator("body").get_attribute("data-pending") != "0":
+                while held:
+                    held.pop(0).continue_()
+                hand.page.wait_for_timeout(20)
+            hand.settle()
+
+        for what in ("cut", "photo?*", "save"):
+            hand.page.route(f"**/{what}", lambda route: held.append(route))
+        hand.page.mouse.click(*hand.on_screen(SIZE, *middle))
+        hand.page.keyboard.press("s")  # before the mask is there,
+        hand.page.keyboard.press("ArrowRight")  # and before it is saved
+        go_on()
+        hand.page.mouse.click(*hand.on_screen(SIZE, *middle))
+        hand.page.keyboard.press("ArrowRight")
+        hand.page.mouse.click(*hand.on_screen(SIZE, *middle))  # the second is still seen
+        hand.page.keyboard.press("ArrowRight")  # the fourth, from the third on its way
+        go_on()
+        assert hand.told("#photo-name") == "a3.png"
+        hand.page.unroute_all()
+        hand.click(SIZE, *middle)
+        hand.press("s")
+        assert hand.page.locator("#conflict").is_hidden()
+        seen = ["touched by hand", "touched by hand", "no mask", "touched by hand", "no mask"]
+        assert hand.all_told("#strip .state") == seen
+        assert hand.page.locator('.tile[data-unsaved="true"]').count() == 0
+        hand.close()
+    for i in (0, 1, 3):
+        assert nearly(load_mask(tmp_path / f"mask_a{i}.png"), covered(SUBJECT)), i
+
+
 def test_captions_are_written_as_they_are_typed_with_complaints_at_their_photos(chromium, folder):
     folder.lines[1]["licence"] = "CC0"
     folder.save()

@@ -8,22 +8,23 @@ export class Problem extends Error {
   }
 }
 
-let pending = 0;
-function wait(by) {
-  pending += by;
-  document.body.dataset.pending = String(pending);
+let pending = 0; // pieces of work that are not over: body[data-pending]
+export async function pend(work) {
+  document.body.dataset.pending = String(++pending);
+  try {
+    return await work;
+  } finally {
+    document.body.dataset.pending = String(--pending);
+  }
 }
 
-async function exchange(name, options) {
+async function exchange(name, options, read) {
   let reply;
-  wait(1);
   try {
     reply = await fetch(name, options);
   } catch (error) {
     document.getElementById("gone").hidden = false;
     throw new Problem("the server does not answer", 0, false);
-  } finally {
-    wait(-1);
   }
   if (!reply.ok) {
     const told = await reply.json().catch(() => ({}));
@@ -31,27 +32,23 @@ async function exchange(name, options) {
     throw new Problem(told.problem || `error ${reply.status}`, reply.status, Boolean(told.changed));
   }
   document.getElementById("gone").hidden = true;
-  return reply;
+  return read(reply);
 }
+
+const json = (reply) => reply.json();
 
 export const address = (name, values) => `${name}?${new URLSearchParams(values)}`;
 
-export async function ask(name, values = {}) {
-  return (await exchange(address(name, values))).json();
-}
+export const ask = (name, values = {}) => pend(exchange(address(name, values), undefined, json));
 
-function post(name, values) {
+function post(name, values, read) {
   const headers = { "Content-Type": "application/json" };
-  return exchange(name, { method: "POST", headers, body: JSON.stringify(values) });
+  return pend(exchange(name, { method: "POST", headers, body: JSON.stringify(values) }, read));
 }
 
-export async function tell(name, values) {
-  return (await post(name, values)).json();
-}
+export const tell = (name, values) => post(name, values, json);
 
-export async function tellForPicture(name, values) {
-  return (await post(name, values)).blob();
-}
+export const tellForPicture = (name, values) => post(name, values, (reply) => reply.blob());
 
 export const $ = (id) => document.getElementById(id);
 

@@ -1,5 +1,7 @@
 // Photos and masks: the strip, the photo that is open, clicks, strokes, undo, saving.
-import { $, address, ask, attempt, complaints, debounced, el, folder, onFolder, refresh, say, setFolder, tell } from "./common.js";
+import {
+  $, address, ask, attempt, complaints, debounced, el, folder, onFolder, pend, refresh, say, setFolder, tell,
+} from "./common.js";
 import { Mask } from "./mask.js";
 import { View } from "./view.js";
 
@@ -10,6 +12,7 @@ const SLACK = 0.03; // of the photo's side, round a mask that clicks correct
 const view = new View($("view"));
 const sessions = new Map(); // by photo: what is open, or was and has more to undo
 let open = null; // the session that is seen
+let wanted = null; // the photo that is seen or is on its way
 let tool = "click";
 let down = null; // what the pointer does while it is down
 let spaceHeld = false;
@@ -29,6 +32,9 @@ class Session {
     this.history = [this.snapshot()];
     this.at = this.saved = 0;
     this.asked = 0; // questions to the segmenter, so that a late answer is told from the last
+    this.working = 0; // answers that will change the mask
+    this.owed = false; // saving was asked for before the work was over
+    this.saving = Promise.resolve(true); // the last save; the next one waits for its version
   }
 
   snapshot() {
@@ -38,6 +44,10 @@ class Session {
 
   get dirty() {
     return this.at !== this.saved;
+  }
+
+  get unsaved() {
+    return this.dirty || this.working > 0;
   }
 
   commit() {
@@ -98,32 +108,43 @@ function takeDraft(session) {
 // --- opening and saving --------------------------------------------------------------------------
 
 async function openPhoto(name) {
-  if (open?.name === name) return;
-  if (!(await leave())) return;
-  await attempt(async () => {
-    const entry = folder.photos.find((photo) => photo.name === name);
-    let session = sessions.get(name);
-    if (!session || session.stamp !== entry.stamp || (!session.dirty && session.version !== entry.version)) {
-      const opened = await ask("mask", { photo: name });
-      session = new Session(name, entry.stamp, opened);
+  if (wanted === name) return;
+  wanted = name;
+  const session = (await leave()) ? await attempt(() => load(name)) : null;
+  if (wanted !== name || session === open) return; // another one was asked for meanwhile, or this again
+  if (!session) {
+    wanted = open?.name ?? null;
+    return;
+  }
+  for (const other of sessions.values()) if (other !== session) other.picture = null;
+  open = session;
+  $("conflict").hidden = true;
+  view.open(session.picture, session.mask);
+  show();
+  for (const tile of $("strip").children) {
+    const chosen = tile.dataset.photo === name;
+    tile.setAttribute("aria-selected", String(chosen));
+    if (chosen) tile.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+  $("view").focus({ preventScroll: true });
+  prepare(name);
+}
+
+async function load(name) {
+  const entry = folder.photos.find((photo) => photo.name === name);
+  const current = (session) => session?.stamp === entry.stamp && (session.unsaved || session.version === entry.version);
+  if (!current(sessions.get(name))) {
+    const opened = await ask("mask", { photo: name });
+    if (!current(sessions.get(name))) {
+      const session = new Session(name, entry.stamp, opened);
       if (opened.problem) say(opened.problem, true);
       takeDraft(session);
       sessions.set(name, session);
     }
-    if (!session.picture) session.picture = await picture(address("photo", { photo: name, stamp: entry.stamp }));
-    for (const other of sessions.values()) if (other !== session) other.picture = null;
-    open = session;
-    $("conflict").hidden = true;
-    view.open(session.picture, session.mask);
-    show();
-    for (const tile of $("strip").children) {
-      const chosen = tile.dataset.photo === name;
-      tile.setAttribute("aria-selected", String(chosen));
-      if (chosen) tile.scrollIntoView({ block: "nearest", inline: "nearest" });
-    }
-    $("view").focus({ preventScroll: true });
-    prepare(name);
-  });
+  }
+  const session = sessions.get(name);
+  session.picture ??= await pend(picture(address("photo", { photo: name, stamp: entry.stamp })));
+  return session;
 }
 
 // The first click of a photo waits for SAM's image encoder: let it begin when the photo stays open.
@@ -150,9 +171,16 @@ function picture(source) {
   });
 }
 
-async function save(session = open, version = session?.version) {
-  if (!session || !session.dirty) return true;
-  const at = session.at;
+// Save a session, after what is being saved or cut for it.
+function save(session = open, version) {
+  if (!session) return true;
+  session.owed = session.working > 0;
+  return (session.saving = session.saving.then(() => write(session, version ?? session.version)));
+}
+
+async function write(session, version) {
+  if (!session.dirty) return true;
+  const snapshot = session.history[session.at];
   const values = {
     photo: session.name, version, note: session.note, touched: session.touched,
     box: session.box, runs: session.mask.runs(),
@@ -160,15 +188,15 @@ async function save(session = open, version = session?.version) {
   try {
     const saved = await tell("save", values);
     session.version = saved.version;
-    session.saved = at;
+    session.saved = session.history.indexOf(snapshot); // -1: undone meanwhile, and drawn over
     keepDraft(session);
     setFolder(saved.folder);
-    $("conflict").hidden = true;
+    if (session === open) $("conflict").hidden = true;
     say(`saved ${session.name}`);
     show();
     return true;
   } catch (error) {
-    if (error.changed) $("conflict").hidden = false;
+    if (error.changed && session === open) $("conflict").hidden = false;
     say(error.message, true);
     return false;
   }
@@ -177,7 +205,7 @@ async function save(session = open, version = session?.version) {
 // Save before another photo or tab is shown. Work that can't be saved stays in the session and in
 // the browser, so one may go all the same, but for a conflict, which is to be seen.
 export async function leave() {
-  if (!open || !open.dirty) return true;
+  if (!open?.unsaved) return true;
   await save();
   return $("conflict").hidden;
 }
@@ -186,7 +214,7 @@ async function takeTheirs() {
   const { name } = open;
   sessions.delete(name);
   localStorage.removeItem(draftKey(name));
-  open = null;
+  open = wanted = null;
   await refresh();
   await openPhoto(name);
 }
@@ -205,37 +233,46 @@ function changed(area) {
   show();
 }
 
-async function segment(session, name, values) {
+// Ask for a change of the mask, and make it by what is answered. Who went on to another photo
+// meanwhile, or asked to save, finds it saved.
+async function work(session, name, values, change) {
+  session.working++;
+  const answer = await attempt(() => tell(name, { photo: session.name, ...values }));
+  session.working--;
+  if (answer && change(answer) !== false) {
+    session.commit();
+    if (session === open) changed();
+  }
+  if (!session.working && (session.owed || session !== open)) await save(session);
+}
+
+async function segment(session, name, values, change) {
   const number = ++session.asked;
   note("segment", "…");
   const started = performance.now();
-  const answer = await attempt(() => tell(name, { photo: session.name, ...values }));
+  await work(session, name, values, (answer) => {
+    note("segment", "");
+    if (session.asked !== number) return false;
+    session.mask.cut(answer.runs);
+    change(answer);
+    const took = ((performance.now() - started) / 1000).toFixed(2);
+    say(`${answer.note || "cut"} in ${answer.seconds.toFixed(2)} s (${took} s in all)`);
+  });
   note("segment", "");
-  if (!answer || session.asked !== number) return null;
-  session.mask.cut(answer.runs);
-  const took = ((performance.now() - started) / 1000).toFixed(2);
-  say(`${answer.note || "cut"} in ${answer.seconds.toFixed(2)} s (${took} s in all)`);
-  return answer;
 }
 
 async function suggest() {
   const session = open;
   if (!session) return;
   const query = $("query").value.trim();
-  const answer = await segment(session, "suggest", query ? { query } : {});
-  if (!answer) return;
-  Object.assign(session, { box: answer.box, points: [], note: answer.note, touched: false });
-  session.commit();
-  if (session === open) changed();
+  await segment(session, "suggest", query ? { query } : {}, ({ box, note }) => {
+    Object.assign(session, { box, points: [], note, touched: false });
+  });
 }
 
-async function cut(session) {
+function cut(session) {
   const { points, box } = session;
-  const answer = await segment(session, "cut", { points, box });
-  if (!answer) return;
-  Object.assign(session, { note: "", touched: true });
-  session.commit();
-  if (session === open) changed();
+  return segment(session, "cut", { points, box }, () => Object.assign(session, { note: "", touched: true }));
 }
 
 async function click(place, positive) {
@@ -266,14 +303,14 @@ async function drawBox(from, to) {
 async function tidy(what) {
   const session = open;
   if (!session) return;
-  const answer = await attempt(() => tell("tidy", { photo: session.name, what, runs: session.mask.runs() }));
-  if (!answer) return;
-  const before = String(session.mask.runs());
-  if (before === String(answer.runs)) return say(what === "holes" ? "there are no holes" : "there are no islands");
-  session.mask.correct(answer.runs);
-  session.touched = true;
-  session.commit();
-  if (session === open) changed();
+  await work(session, "tidy", { what, runs: session.mask.runs() }, ({ runs }) => {
+    if (String(session.mask.runs()) === String(runs)) {
+      say(what === "holes" ? "there are no holes" : "there are no islands");
+      return false;
+    }
+    session.mask.correct(runs);
+    session.touched = true;
+  });
 }
 
 function clear() {
@@ -407,7 +444,7 @@ onFolder((state) => {
 
 function neighbour(step) {
   const names = folder.photos.map((photo) => photo.name);
-  const next = names[names.indexOf(open?.name) + step];
+  const next = names[names.indexOf(wanted) + step];
   return next === undefined ? attempt(() => leave()) : openPhoto(next);
 }
 
