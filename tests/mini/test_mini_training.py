@@ -91,6 +91,18 @@ def test_the_rate_warms_up_stays_and_falls_in_the_last_minutes():
     assert learning_rate(args, WARM_UP_STEPS, 11) == 0.5
 
 
+def test_timesteps_are_drawn_as_often_as_they_weigh() -> None:
+    weights = torch.tensor([1.0, 0.0, 2.0, 5.0])
+    generator = torch.Generator().manual_seed(0)
+    drawn = train_base.draw_by_weight(weights, 16, generator)
+    assert drawn.tolist() == [0] * 2 + [2] * 4 + [3] * 10
+    many = torch.cat([train_base.draw_by_weight(weights, 3, generator) for _ in range(2000)])
+    assert torch.allclose(many.bincount() / len(many), weights / 8, atol=0.02)
+    errors = torch.tensor([8.0, 1.0, 4.0, 2.0])
+    evenly = (weights * errors).mean()
+    assert torch.isclose(errors[drawn].mean() * weights.mean(), evenly)
+
+
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     different = [name for name in one if not one[name].equal(other[name])]
