@@ -143,7 +143,7 @@ def test_a_folder_gets_captions_where_it_has_none_by_hand(data, endpoint):
     of_robots = sum(line["id"] == "a" for line in data.lines[1:]) - 1
     answers = [GOOD] * of_robots + ["No."] * 2 + [bear] * (count - of_robots - 2)
     endpoint.replies = [(200, completion(answer)) for answer in answers]
-    describe = served_model(endpoint.url, "seer", timeout=2)
+    describe = served_model(endpoint.url, "seer", timeout=20)
     made = suggest_captions(data.path, describe, tries=2)
     failed = [s for s in made if s.problem]
     assert len(made) == count - 1 and len(failed) == 1

@@ -218,7 +218,7 @@ def test_what_is_decoded_at_once_is_bounded_by_its_sum():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert held["most"] <= 100 and held["together"] >= 2 and held["now"] == 0
 

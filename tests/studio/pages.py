@@ -89,7 +89,7 @@ class Visitor:
         if data is not None:
             sent |= {"Content-Type": JSON, "Content-Length": str(len(data))}
         sent |= headers or {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.place.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.place.port, timeout=60)
         connection.putrequest(
             method, f"/{self.token if token is None else token}/{path}", skip_host=True,
             skip_accept_encoding=True,
@@ -118,7 +118,7 @@ class Hand:
 
     def __init__(self, browser: Any, address: str, tab: str = "photos"):
         self.context = browser.new_context(viewport=LAPTOP)
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.prepared: list[float] = []  # seconds of the server's, a photo
