@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from scipy.ndimage import map_coordinates
 
 from mini.art import (
     KEPT_SATURATION,
@@ -35,7 +36,10 @@ BADGE_REACH = ((-0.3, 0.3), (-0.5, 0.4))  # of its centre across and down, in si
 MAX_CORNERS = 8
 OVERSAMPLING = 4  # of a badge's pixels, for soft edges
 MAX_BLUR = 1.2  # px, standard deviation; a small VAE loses about that much
-MAX_NOISE = 8.0  # standard deviation, of 255
+MAX_RAGGEDNESS = 1.5  # px, standard deviation
+MAX_BLOTCHES, MAX_NOISE = 30.0, 8.0  # standard deviations, of 255
+VIVIDNESS, CONTRAST = (0.8, 1.4), (0.8, 1.5)  # factors, of a colour and of all; guidance adds both
+WAVES = 16  # blotches and ragged edges along a side
 COLOUR_SPREAD = (
     0.04  # standard deviation of a channel's gain, and of the lift of all as a share of white
 )
@@ -258,11 +262,36 @@ def draw_instances(
 
 
 def soften(pixels: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
-    """Blur a share of the pictures (S, S, 3) uint8, put colours off, add noise: as if generated."""
+    """Make a share of the pictures, (h, w, 3) uint8, look generated.
+
+    Blurred or with ragged edges, more vivid and of higher contrast, blotched, noisy, colours off.
+    """
     if rng.random() >= share:
         return pixels
     radius = rng.uniform(0, MAX_BLUR)
-    blurred = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))
-    gain, lift = rng.normal(1, COLOUR_SPREAD, 3), 255 * rng.normal(0, COLOUR_SPREAD)
-    noise = rng.normal(0, rng.uniform(0, MAX_NOISE), pixels.shape)
-    return (np.asarray(blurred) * gain + lift + noise).clip(0, 255).astype(np.uint8)
+    picture = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+    picture = _ragged(picture.astype(np.float64), rng.uniform(0, MAX_RAGGEDNESS), rng)
+    grey = picture.mean(axis=2, keepdims=True)
+    picture = grey + (picture - grey) * rng.uniform(*VIVIDNESS)
+    mean = picture.mean(axis=(0, 1))
+    picture = mean + (picture - mean) * rng.uniform(*CONTRAST)
+    picture = picture * rng.normal(1, COLOUR_SPREAD, 3) + 255 * rng.normal(0, COLOUR_SPREAD)
+    picture += rng.uniform(0, MAX_BLOTCHES) * _waves(1, pixels.shape, rng) * rng.uniform(0, 1, 3)
+    picture += rng.normal(0, rng.uniform(0, MAX_NOISE), pixels.shape)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def _ragged(picture: np.ndarray, reach: float, rng: np.random.Generator) -> np.ndarray:
+    """Move pixels (h, w, 3) about, by reach px (standard deviation), neighbours alike."""
+    shifts = _waves(2, picture.shape, rng).transpose(2, 0, 1)
+    places = np.indices(picture.shape[:2]) + reach * shifts
+    channels = [map_coordinates(picture[..., c], places, order=1, mode="nearest") for c in range(3)]
+    return np.stack(channels, axis=2)
+
+
+def _waves(channels: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Draw smooth noise (h, w, channels) of about unit variance, for a picture (h, w, 3)."""
+    size = (shape[1], shape[0])
+    coarse = rng.normal(size=(channels, WAVES, WAVES)).astype(np.float32)
+    waves = [np.asarray(Image.fromarray(c).resize(size, Image.Resampling.BICUBIC)) for c in coarse]
+    return np.stack(waves, axis=2)
