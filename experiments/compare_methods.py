@@ -7,7 +7,8 @@ Trains the LoRAs by train_segmix_lora_sdxl.py, several of each pair, makes pictu
 together and of each alone, scores them by Detect-and-Compare and writes results.csv (a row a
 picture and embedder), summary.csv, tables.md, plots/ and sheet.png. LoRAs are shared among the
 variants that need the same, and the work among the processes of a launch. A stopped run goes on
-with the same command; more --experiments or --num_seeds add to it.
+with the same command; more --experiments or --num_seeds add to it. Runs in several folders, of
+other --data_sets or --trainings, are drawn up as one by experiments.gather.
 
 Small models leave a GPU idle. Several processes share one by
 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes=6 -m ... --device cuda
@@ -30,24 +31,14 @@ from experiments.data_sets import find_data_sets, make_priors, write_miniatures
 from experiments.making import MakingArgs, make, prior_dir, training_words
 from experiments.plan import (
     EXPERIMENTS,
-    Case,
     DataSet,
     Unit,
     methods,
     plan_cases,
     plan_units,
 )
-from experiments.plots import write_figures
-from experiments.results import (
-    Record,
-    Row,
-    flat,
-    markdown,
-    rows_of,
-    summarise,
-    told,
-    write_rows,
-)
+from experiments.report import RUN, write_report
+from experiments.results import Record, Row, rows_of
 from experiments.scoring import (
     MetricArgs,
     embedder_labels,
@@ -57,7 +48,7 @@ from experiments.scoring import (
 from mini import recipe
 from mini.subjects import PILOT, SETS
 from mudi.ground.errors import first_line, program, refuse
-from mudi.ground.files import write_image, write_records, write_table, write_text
+from mudi.ground.files import write_image, write_records, write_text
 from mudi.ground.flags import (
     MODEL_INDEX,
     differences,
@@ -74,8 +65,7 @@ from mudi.metadata import PRIOR_FILENAME, load_subjects
 from mudi.pictures.pipelines import BASE_FLAG
 
 QUICK = ("fox_and_car", "rabbit_and_panda", "two_robots", "two_cats")  # two of each kind, any
-RUN, PICTURES = "run.json", "pictures.jsonl"
-RESULTS, SUMMARY, TABLES, SHEET = "results.csv", "summary.csv", "tables.md", "sheet.png"
+PICTURES, SHEET = "pictures.jsonl", "sheet.png"
 SHEET_TILE, SHEET_PICTURES = 128, 2  # px; of each method and data set, one a prompt
 
 
@@ -159,7 +149,10 @@ def main(args: CompareArgs) -> None:
     see = BackgroundJudge()
     rows = [row for one in data_sets for row in score_set(one, records, args, see, state)]
     if state.is_main_process:
-        report(args, rows, cases, data_sets)
+        sheet = method_sheet(args, data_sets)
+        if sheet is not None:
+            write_image(args.output / SHEET, sheet)
+        write_report(args.output, rows, cases, data_sets)
 
 
 def complaints(args: CompareArgs) -> list[str]:
@@ -236,26 +229,6 @@ def score_set(
         background = None if wanted is None else see(image, line["boxes"]) == wanted
         rows += rows_of(line, data_set, embedder_labels(args), background)
     return rows
-
-
-def report(args: CompareArgs, rows: list[Row], cases: list[Case], data_sets: list[DataSet]) -> None:
-    """Write tables, figures and the contact sheet."""
-    summaries = summarise(rows, cases, data_sets)
-    write_rows(args.output / RESULTS, rows)
-    write_table(args.output / SUMMARY, [flat(summary) for summary in summaries])
-    write_text(args.output / TABLES, markdown(summaries))
-    figures = write_figures(args.output / "plots", summaries)
-    sheet = method_sheet(args, data_sets)
-    if sheet is not None:
-        write_image(args.output / SHEET, sheet)
-    for summary in summaries:
-        if summary.experiment == "methods":
-            print(
-                f"{summary.label} ({summary.kind}, {summary.embedder}): "
-                f"D&C {told(summary.found['score'], '.3f')}, "
-                f"success {told(summary.found['success'], '.0%')}"
-            )
-    print(f"{len(rows)} rows in {args.output / RESULTS}, {len(figures)} plots beside it")
 
 
 def method_sheet(args: CompareArgs, data_sets: Sequence[DataSet]) -> Image.Image | None:

@@ -1,5 +1,6 @@
 """Scores of pictures -> rows -> what the cases come to, as CSV. Pure but for the files."""
 
+import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -135,6 +136,8 @@ def _longer_side(box: Sequence[float]) -> float:
     return max(right - left, bottom - top)
 
 
+TEXTS = ("image", "data_set", "kind", "variant", "alone", "prompt", "embedder", "verdict")
+NUMBERS = ("training", "seed", "boxes")  # whole ones
 Measure = Callable[[Row], float | None]  # None: it has no say in this picture
 
 
@@ -391,3 +394,24 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         record["failures"] = " ".join(record["failures"])
         record["cosines"] = " ".join(f"{cosine:g}" for cosine in record["cosines"])
     write_table(path, records)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what `write_rows` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_row_of(record) for record in csv.DictReader(file)]
+
+
+def _row_of(record: dict[str, str]) -> Row:
+    told: dict[str, Any] = {name: record[name] for name in TEXTS}
+    told |= {name: int(record[name]) for name in NUMBERS}
+    score, size_ratio = (float(record[n]) if record[n] else None for n in ("score", "size_ratio"))
+    background = {"": None, "True": True, "False": False}[record["background"]]
+    return Row(
+        **told,
+        score=score,
+        failures=tuple(record["failures"].split()),
+        cosines=tuple(float(cosine) for cosine in record["cosines"].split()),
+        background=background,
+        size_ratio=size_ratio,
+    )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from test_launch import LAUNCH, offline
 from training import lora_of, reset_accelerate
 
-from experiments import by_hand, check_metric, compare_methods, making
+from experiments import by_hand, check_metric, compare_methods, gather, making
 from experiments.plan import (
     DIFFERENT_CLASSES,
     EXPERIMENTS,
@@ -28,7 +29,7 @@ from experiments.plan import (
     plan_units,
 )
 from experiments.plots import FIGURES, write_figures
-from experiments.results import Row, flat, markdown, rows_of, summarise
+from experiments.results import Row, flat, markdown, read_rows, rows_of, summarise, write_rows
 from experiments.stats import Interval, agreement, bootstrap, cohens_kappa, ranked_rightly
 from mini import recipe
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2, tiny_sdxl
@@ -423,6 +424,34 @@ def test_two_processes_add_pictures_to_finished_loras(models, finished):
     subprocess.run(command, cwd=ROOT, env=offline(ACCELERATE_USE_CPU="true"), check=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(read(finished / "results.csv")) == 9 * (2 + 2) * 2
+
+
+def test_runs_are_drawn_up_as_one(finished, tmp_path):
+    """Two halves of a run come to the whole; pictures of both and another run are refused."""
+    rows = read_rows(finished / "results.csv")
+    halves = [tmp_path / "one", tmp_path / "other"]
+    for half, parity in zip(halves, (0, 1), strict=True):
+        half.mkdir()
+        shutil.copy(finished / "run.json", half)
+        write_rows(half / "results.csv", [row for row in rows if row.seed % 2 == parity])
+
+    def gathered(*runs):
+        given = [*map(str, runs), "--output", str(tmp_path / "all"), "--experiments", "methods"]
+        gather.main(gather.parse_args([*given, "losses"]))
+
+    gathered(*halves)
+    assert read(tmp_path / "all/summary.csv") == read(finished / "summary.csv")
+    assert (tmp_path / "all/tables.md").read_text() == (finished / "tables.md").read_text()
+    with pytest.raises(SystemExit, match=r"00_000.png: in two of the runs, as \d+ rows are"):
+        gathered(*halves, halves[0])
+    settings = json.loads((halves[1] / "run.json").read_text())
+    (halves[1] / "run.json").write_text(json.dumps({**settings, "steps": 5}))
+    with pytest.raises(
+        SystemExit, match=r"other/run.json: made otherwise than .*one \(steps was 2"
+    ):
+        gathered(*halves)
+    with pytest.raises(SystemExit, match=r"results.csv: no such file"):
+        gathered(tmp_path)
 
 
 def test_another_training_into_the_same_folder_is_refused(models, finished):

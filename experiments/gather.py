@@ -1,0 +1,76 @@
+"""Draw up several runs of compare_methods as one.
+
+    python -m experiments.gather output/monday output/tuesday --output output/both
+
+Work that takes more than a day, or machines of which none keeps its files, is done in parts
+(compare_methods' --data_sets and --trainings); of each, run.json and results.csv are enough.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.data_sets import find_data_sets, write_miniatures
+from experiments.plan import EXPERIMENTS, plan_cases
+from experiments.report import RESULTS, RUN, write_report
+from experiments.results import Row, read_rows
+from mini import recipe
+from mudi.ground.errors import program, refuse
+from mudi.ground.files import write_text
+from mudi.ground.flags import differences, flag, parse
+
+
+@dataclass
+class GatherArgs:
+    """runs"""
+
+    runs: list[Path] = flag([], "folders with run.json and results.csv", positional=True, nargs="+")
+    output: Path = flag(Path(), "folder for tables and figures", required=True)
+    data_dir: Path | None = flag(None, "folder of data folders; unset: the miniature's subjects")
+    experiments: list[str] = flag(["methods"], "which", nargs="+", choices=EXPERIMENTS)
+    gamma: float = flag(recipe.GAMMA, "of MuDI's mean shift")
+
+
+def parse_args(argv: list[str] | None = None) -> GatherArgs:
+    return parse(GatherArgs, __doc__, argv, prog="python -m experiments.gather")
+
+
+@program
+def main(args: GatherArgs) -> None:
+    refuse(complaints(args.runs))
+    rows = [row for run in args.runs for row in read_rows(run / RESULTS)]
+    refuse(doubled(rows))
+    problems: list[str] = []
+    data_dir = args.data_dir or write_miniatures(args.output / "data")
+    shown = list(dict.fromkeys(row.data_set for row in rows))
+    data_sets = find_data_sets(data_dir, shown, problems)
+    refuse(problems)
+    write_text(args.output / RUN, (args.runs[0] / RUN).read_text(encoding="utf-8"))
+    write_report(args.output, rows, plan_cases(args.experiments, args.gamma), data_sets)
+
+
+def complaints(runs: Sequence[Path]) -> list[str]:
+    """Complain about files that are not there, and runs that were made otherwise than the first."""
+    lacking = [
+        f"{path}: no such file"
+        for r in runs
+        for path in (r / RUN, r / RESULTS)
+        if not path.is_file()
+    ]
+    if lacking:
+        return lacking
+    first, *others = [json.loads((run / RUN).read_text(encoding="utf-8")) for run in runs]
+    return [
+        f"{run / RUN}: made otherwise than {runs[0]} ({'; '.join(told)})"
+        for run, settings in zip(runs[1:], others, strict=True)
+        if (told := differences(first, settings))
+    ]
+
+
+def doubled(rows: Sequence[Row]) -> list[str]:
+    """Complain about pictures that two runs count."""
+    counts = Counter((row.image, row.embedder) for row in rows)
+    twice = [image for (image, _), count in counts.items() if count > 1]
+    return [f"{twice[0]}: in two of the runs, as {len(twice)} rows are"] if twice else []
