@@ -11,6 +11,7 @@ small base model: they show the direction, they prove nothing; experiments/ is f
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +81,9 @@ def main(args: DemoArgs) -> None:
     subjects = subjects_of(args.pair)
     data = write_pair(args.output / args.pair, subjects, np.random.default_rng(0))
     prompt = f"a photo of {' and '.join(f'a {s.name}' for s in subjects)}, simple background."
+    train(data, args.output, args.steps)
     for name, method in METHODS.items():
-        print(f"{method.title}: {args.steps} steps, then {args.num_images} pictures", flush=True)
-        train(data, args.output / name, method, args.steps)
+        print(f"{method.title}: {args.num_images} pictures", flush=True)
         draw(data, args.output / name, method, prompt, args.num_images)
 
     disable_progress_bar()
@@ -99,23 +100,42 @@ def main(args: DemoArgs) -> None:
     print(f"the sheet: {path}")
 
 
-def train(data: Path, output: Path, method: Method, steps: int) -> None:
-    """Train a LoRA by the user's script."""
-    run(
-        "train_segmix_lora_sdxl.py",
-        pretrained_model_name_or_path=SDXL,
-        instance_data_dir=data,
-        output_dir=output,
-        **recipe.TRAINING | {"max_train_steps": steps},
-        seed=42,
-        segmix_prob=method.segmix_prob,
-        report_to="none",
-    )
+def train(data: Path, output: Path, steps: int) -> None:
+    """Train each method's LoRA by the user's script, all at once, for a launch takes one core.
+
+    The last one's progress is seen; the others' is kept in files.
+    """
+    print(f"{' and '.join(m.title for m in METHODS.values())}: {steps} steps each", flush=True)
+    *others, last = [
+        launch(
+            "train_segmix_lora_sdxl.py",
+            pretrained_model_name_or_path=SDXL,
+            instance_data_dir=data,
+            output_dir=output / name,
+            **recipe.TRAINING | {"max_train_steps": steps},
+            seed=42,
+            segmix_prob=method.segmix_prob,
+            report_to="none",
+        )
+        for name, method in METHODS.items()
+    ]
+    with ExitStack() as held:
+        running = []
+        for i, command in enumerate(others):
+            file = held.enter_context((output / f"training_{i}.log").open("w+"))
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | QUIET)
+            held.callback(process.kill)  # where the last one fails
+            running.append((process, file))
+        subprocess.run(last, env=os.environ | QUIET, check=True)
+        for process, file in running:
+            if process.wait():
+                file.seek(0)
+                raise SystemExit(f"a training failed:\n{file.read()}")
 
 
 def draw(data: Path, lora: Path, method: Method, prompt: str, num_images: int) -> None:
     """Make pictures by the user's script."""
-    run(
+    command = launch(
         "inference.py",
         pretrained_model_name_or_path=SDXL,
         lora=lora,
@@ -129,12 +149,13 @@ def draw(data: Path, lora: Path, method: Method, prompt: str, num_images: int) -
         output_dir=lora / PICTURES,
         overwrite=True,  # an earlier demo's
     )
+    subprocess.run(command, env=os.environ | QUIET, check=True)
 
 
-def run(script: str, **flags: object) -> None:
-    """Launch a script and wait; it shows its own progress. A flag that is True has no value."""
+def launch(script: str, **flags: object) -> list[str]:
+    """Return the command of a script; it shows its own progress. True is a flag without a value."""
     words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
-    subprocess.run([*LAUNCH, str(ROOT / script), *words], env=os.environ | QUIET, check=True)
+    return [*LAUNCH, str(ROOT / script), *words]
 
 
 def score(
