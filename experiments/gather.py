@@ -14,8 +14,8 @@ from pathlib import Path
 
 from experiments.data_sets import find_data_sets, write_miniatures
 from experiments.plan import EXPERIMENTS, plan_cases
-from experiments.report import RESULTS, RUN, write_report
-from experiments.results import Row, read_rows
+from experiments.report import RESULTS, RUN, read_rows, write_report
+from experiments.results import Row
 from mini import recipe
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_text

@@ -1,10 +1,8 @@
-"""Scores of pictures -> rows -> what the cases come to, as CSV. Pure but for the files."""
+"""Scores of pictures -> rows -> what the cases come to. Pure."""
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from detect_and_compare.failures import FAILURES, SWAP, bleeds, failures, meant_by_noun
@@ -19,7 +17,6 @@ from experiments.plan import (
     covers,
 )
 from experiments.stats import Interval, nested_bootstrap
-from mudi.ground.files import write_table
 
 GOOD = "good"
 BLEED = "bleed"
@@ -136,8 +133,6 @@ def _longer_side(box: Sequence[float]) -> float:
     return max(right - left, bottom - top)
 
 
-TEXTS = ("image", "data_set", "kind", "variant", "alone", "prompt", "embedder", "verdict")
-NUMBERS = ("training", "seed", "boxes")  # whole ones
 Measure = Callable[[Row], float | None]  # None: it has no say in this picture
 
 
@@ -385,33 +380,3 @@ def _cell(interval: Interval | None, form: str) -> str:
 def told(interval: Interval, form: str) -> str:
     """Return "mean [low, high]", each number in the given format."""
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write results.csv: a row a picture and embedder."""
-    records = [asdict(row) for row in rows]
-    for record in records:
-        record["failures"] = " ".join(record["failures"])
-        record["cosines"] = " ".join(f"{cosine:g}" for cosine in record["cosines"])
-    write_table(path, records)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what `write_rows` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_row_of(record) for record in csv.DictReader(file)]
-
-
-def _row_of(record: dict[str, str]) -> Row:
-    told: dict[str, Any] = {name: record[name] for name in TEXTS}
-    told |= {name: int(record[name]) for name in NUMBERS}
-    score, size_ratio = (float(record[n]) if record[n] else None for n in ("score", "size_ratio"))
-    background = {"": None, "True": True, "False": False}[record["background"]]
-    return Row(
-        **told,
-        score=score,
-        failures=tuple(record["failures"].split()),
-        cosines=tuple(float(cosine) for cosine in record["cosines"].split()),
-        background=background,
-        size_ratio=size_ratio,
-    )

@@ -134,6 +134,8 @@ def train(
     args: BaseArgs,
 ) -> None:
     levels = DDPMScheduler.from_config(pipeline.scheduler.config)
+    every = torch.arange(levels.config.num_train_timesteps)
+    weights = min_snr_weight(compute_snr(levels, every), SNR_GAMMA, "epsilon")
     pool = LatentPool(
         args.state_dir, pipeline.vae, args.seed, args.pool, args.shard, args.num_workers
     )
@@ -145,7 +147,7 @@ def train(
         ids = tokens_of(captions, pipeline.tokenizer, generator).to(accelerator.device)
 
         with accelerator.autocast():
-            loss = denoising_loss(learner.model, levels, latents, ids, generator).mean()
+            loss = denoising_loss(learner.model, levels, weights, latents, ids, generator).mean()
         learn(loss, learner, run)
 
         run.count(len(latents), loss.detach())
@@ -163,19 +165,21 @@ def tokens_of(captions: list[str], tokenizer: CLIPTokenizer, generator: torch.Ge
 def denoising_loss(
     denoiser: torch.nn.Module,
     levels: DDPMScheduler,
+    weights: Tensor,
     latents: Tensor,
     ids: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the squared error of the predicted noise, min-SNR weighted: (B, C, h, w) -> (B,)."""
+    """Return the weighted squared error of the predicted noise: (B, C, h, w) -> (B,).
+
+    The weights (T,) are those of the timesteps, on the CPU.
+    """
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    every = torch.arange(levels.config.num_train_timesteps)
-    weights = min_snr_weight(compute_snr(levels, every), SNR_GAMMA, "epsilon")
     timesteps = draw_by_weight(weights, len(latents), generator).to(latents.device)
     noisy = levels.add_noise(latents, noise, timesteps)
     predicted = denoiser(noisy, timesteps, ids)
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-    return error * weights.mean().to(error)
+    return error * weights.mean().item()
 
 
 def draw_by_weight(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -264,7 +264,8 @@ def draw_instances(
 def soften(pixels: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
     """Make a share of the pictures, (h, w, 3) uint8, look generated.
 
-    Blurred or with ragged edges, more vivid and of higher contrast, blotched, noisy, colours off.
+    They are blurred, ragged, mostly more vivid and of higher contrast, blotched, noisy, and off in
+    colour, each by a random amount.
     """
     if rng.random() >= share:
         return pixels

@@ -111,11 +111,12 @@ async function openPhoto(name) {
   if (wanted === name) return;
   wanted = name;
   const session = (await leave()) ? await attempt(() => load(name)) : null;
-  if (wanted !== name || session === open) return; // another one was asked for meanwhile, or this again
+  if (wanted !== name) return; // another one was asked for meanwhile
   if (!session) {
     wanted = open?.name ?? null;
     return;
   }
+  if (session === open) return; // asked for again, from another on its way
   for (const other of sessions.values()) if (other !== session) other.picture = null;
   open = session;
   $("conflict").hidden = true;
@@ -233,11 +234,11 @@ function changed(area) {
   show();
 }
 
-// Ask for a change of the mask, and make it by what is answered. Who went on to another photo
-// meanwhile, or asked to save, finds it saved.
-async function work(session, name, values, change) {
+// Change the mask by what is answered. Who went on to another photo meanwhile, or asked to save,
+// finds it saved.
+async function work(session, asked, change) {
   session.working++;
-  const answer = await attempt(() => tell(name, { photo: session.name, ...values }));
+  const answer = await attempt(() => asked);
   session.working--;
   if (answer && change(answer) !== false) {
     session.commit();
@@ -250,15 +251,14 @@ async function segment(session, name, values, change) {
   const number = ++session.asked;
   note("segment", "…");
   const started = performance.now();
-  await work(session, name, values, (answer) => {
-    note("segment", "");
+  const asked = tell(name, { photo: session.name, ...values }).finally(() => note("segment", ""));
+  await work(session, asked, (answer) => {
     if (session.asked !== number) return false;
     session.mask.cut(answer.runs);
     change(answer);
     const took = ((performance.now() - started) / 1000).toFixed(2);
     say(`${answer.note || "cut"} in ${answer.seconds.toFixed(2)} s (${took} s in all)`);
   });
-  note("segment", "");
 }
 
 async function suggest() {
@@ -303,7 +303,8 @@ async function drawBox(from, to) {
 async function tidy(what) {
   const session = open;
   if (!session) return;
-  await work(session, "tidy", { what, runs: session.mask.runs() }, ({ runs }) => {
+  const asked = tell("tidy", { photo: session.name, what, runs: session.mask.runs() });
+  await work(session, asked, ({ runs }) => {
     if (String(session.mask.runs()) === String(runs)) {
       say(what === "holes" ? "there are no holes" : "there are no islands");
       return false;
