@@ -67,7 +67,7 @@ def main(args: ScoreArgs) -> None:
         judge, clip_text = load_models(args, basis, state.device)
     expected = {metric.name: metric.expected for metric in judge.metrics}
     text_model = None if clip_text is None else clip_text.name
-    begin(args, {**settings, "measures": [*expected, text_model]}, state)
+    begin(args, {**settings, "measures": [judge.detector.name, *expected, text_model]}, state)
 
     journal = Journal(args.output / SCORES, IMAGE, state)
     todo = [picture for picture in pictures if not is_scored(picture, journal.done)]

@@ -11,6 +11,7 @@ from scipy.ndimage import find_objects, label, maximum_filter
 from torchvision.ops import nms as suppress
 
 from detect_and_compare.args import FOREGROUND, OWLV2, THRESHOLD
+from detect_and_compare.weights import with_weights
 from mudi.images import Box
 from mudi.masks.segment import DETECTOR, Detection, Detector, differs_from_border
 
@@ -54,11 +55,11 @@ class OwlDetector:
         nms: float | None = None,
         device: str | torch.device = "cpu",
     ):
-        self.name = checkpoint
         self.queries = list(dict.fromkeys(queries))
         self._threshold, self._nms = threshold, nms
         self._detect = Detector(checkpoint, device)
         self._detect.check(self.queries)
+        self.name = with_weights(checkpoint, self._detect.model)
 
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         found = self._detect(images, [self.queries] * len(images), self._threshold)

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from detect_and_compare.args import POOLINGS
 from detect_and_compare.histogram import ColourHistogram
+from detect_and_compare.weights import with_weights
 from mudi.ground.errors import SetupError, first_line
 from mudi.ground.files import replace_file
 
@@ -237,13 +238,8 @@ def refuse_missing(checkpoint: str, missing: set[str]) -> None:
 
 
 def named(checkpoint: str, model: Any, part: str) -> str:
-    """Return a model's name for the records; a folder's tells its weights by eight hex digits."""
-    if Path(checkpoint).is_dir():
-        digest = blake2b(digest_size=4)
-        for weights in model.state_dict().values():
-            digest.update(weights.cpu().reshape(-1).view(torch.uint8).numpy())
-        checkpoint = f"{checkpoint}@{digest.hexdigest()}"
-    return f"{checkpoint} {part}{_precision(model.dtype)}"
+    """Return a model's name for the records."""
+    return f"{with_weights(checkpoint, model)} {part}{_precision(model.dtype)}"
 
 
 def in_batches(

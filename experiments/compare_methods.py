@@ -26,6 +26,7 @@ from accelerate import PartialState
 from PIL import Image, ImageOps
 
 import train_segmix_lora_sdxl
+from detect_and_compare import __main__ as metric
 from experiments.backgrounds import BackgroundJudge, asked_colour
 from experiments.data_sets import find_data_sets, make_priors, write_miniatures
 from experiments.making import MakingArgs, make, prior_dir, training_words
@@ -37,7 +38,7 @@ from experiments.plan import (
     plan_cases,
     plan_units,
 )
-from experiments.report import RUN, write_report
+from experiments.report import METRIC, RUN, write_report
 from experiments.results import Record, Row, rows_of
 from experiments.scoring import (
     MetricArgs,
@@ -65,7 +66,7 @@ from mudi.metadata import PRIOR_FILENAME, load_subjects
 from mudi.pictures.pipelines import BASE_FLAG
 
 QUICK = ("rabbit_and_panda", "two_cats")  # one of each kind, any
-PICTURES, SHEET = "pictures.jsonl", "sheet.png"
+PICTURES, DNC, SHEET = "pictures.jsonl", "dnc", "sheet.png"
 SHEET_TILE, SHEET_PICTURES = 128, 2  # px; of each method and data set, one a prompt
 
 
@@ -152,6 +153,7 @@ def main(args: CompareArgs) -> None:
         sheet = method_sheet(args, data_sets)
         if sheet is not None:
             write_image(args.output / SHEET, sheet)
+        note_metric(args.output, data_sets)
         write_report(args.output, rows, cases, data_sets)
 
 
@@ -218,7 +220,7 @@ def score_set(
     ]
     if not pictures:
         return []
-    path, output = args.output / f"{data_set.name}.jsonl", args.output / "dnc" / data_set.name
+    path, output = args.output / f"{data_set.name}.jsonl", args.output / DNC / data_set.name
     if state.is_main_process:
         write_records(path, pictures)
     state.wait_for_everyone()
@@ -229,6 +231,14 @@ def score_set(
         background = None if wanted is None else see(image, line["boxes"]) == wanted
         rows += rows_of(line, data_set, embedder_labels(args), background)
     return rows
+
+
+def note_metric(output: Path, data_sets: Sequence[DataSet]) -> None:
+    """Write what all scores depend on, whatever the data set, the networks' weights among it."""
+    paths = [output / DNC / one.name / metric.RUN for one in data_sets]
+    settings = json.loads(next(path for path in paths if path.is_file()).read_text("utf-8"))
+    common = {k: v for k, v in settings.items() if k not in ("queries", "references")}
+    write_text(output / METRIC, json.dumps(common, indent=2) + "\n")
 
 
 def method_sheet(args: CompareArgs, data_sets: Sequence[DataSet]) -> Image.Image | None:

@@ -3,7 +3,8 @@
     python -m experiments.gather output/monday output/tuesday --output output/both
 
 Work that takes more than a day, or machines of which none keeps its files, is done in parts
-(compare_methods' --data_sets and --trainings); of each, run.json and results.csv are enough.
+(compare_methods' --data_sets and --trainings); of each, run.json, metric.json and results.csv are
+enough. The base must be the same; its folder's name is all that they tell of it.
 """
 
 import json
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.data_sets import find_data_sets, write_miniatures
-from experiments.plan import EXPERIMENTS, plan_cases
-from experiments.report import RESULTS, RUN, read_rows, write_report
+from experiments.plan import EXPERIMENTS, Case, plan_cases
+from experiments.report import METRIC, RESULTS, RUN, read_rows, write_report
 from experiments.results import Row
 from mini import recipe
 from mudi.ground.errors import program, refuse
@@ -26,7 +27,7 @@ from mudi.ground.flags import differences, flag, parse
 class GatherArgs:
     """runs"""
 
-    runs: list[Path] = flag([], "folders with run.json and results.csv", positional=True, nargs="+")
+    runs: list[Path] = flag([], "folders that compare_methods wrote", positional=True, nargs="+")
     output: Path = flag(Path(), "folder for tables and figures", required=True)
     data_dir: Path | None = flag(None, "folder of data folders; unset: the miniature's subjects")
     experiments: list[str] = flag(["methods"], "which", nargs="+", choices=EXPERIMENTS)
@@ -47,26 +48,26 @@ def main(args: GatherArgs) -> None:
     shown = list(dict.fromkeys(row.data_set for row in rows))
     data_sets = find_data_sets(data_dir, shown, problems)
     refuse(problems)
-    write_text(args.output / RUN, (args.runs[0] / RUN).read_text(encoding="utf-8"))
-    write_report(args.output, rows, plan_cases(args.experiments, args.gamma), data_sets)
+    cases = plan_cases(args.experiments, args.gamma)
+    print(*left_out(rows, cases), sep="\n", end="")
+    for name in (RUN, METRIC):
+        write_text(args.output / name, (args.runs[0] / name).read_text(encoding="utf-8"))
+    write_report(args.output, rows, cases, data_sets)
 
 
 def complaints(runs: Sequence[Path]) -> list[str]:
-    """Complain about files that are not there, and runs that were made otherwise than the first."""
-    lacking = [
-        f"{path}: no such file"
-        for r in runs
-        for path in (r / RUN, r / RESULTS)
-        if not path.is_file()
-    ]
+    """Complain about files that are not there, and runs made or scored otherwise than the first."""
+    paths = [run / name for run in runs for name in (RUN, METRIC, RESULTS)]
+    lacking = [f"{path}: no such file" for path in paths if not path.is_file()]
     if lacking:
         return lacking
-    first, *others = [json.loads((run / RUN).read_text(encoding="utf-8")) for run in runs]
-    return [
-        f"{run / RUN}: made otherwise than {runs[0]} ({'; '.join(told)})"
-        for run, settings in zip(runs[1:], others, strict=True)
-        if (told := differences(first, settings))
-    ]
+    found = []
+    for name, done in ((RUN, "made"), (METRIC, "scored")):
+        first, *others = [json.loads((run / name).read_text(encoding="utf-8")) for run in runs]
+        for run, settings in zip(runs[1:], others, strict=True):
+            told = "; ".join(differences(first, settings))
+            found += [f"{run / name}: {done} otherwise than {runs[0]} ({told})"] * bool(told)
+    return found
 
 
 def doubled(rows: Sequence[Row]) -> list[str]:
@@ -74,3 +75,10 @@ def doubled(rows: Sequence[Row]) -> list[str]:
     counts = Counter((row.image, row.embedder) for row in rows)
     twice = [image for (image, _), count in counts.items() if count > 1]
     return [f"{twice[0]}: in two of the runs, as {len(twice)} rows are"] if twice else []
+
+
+def left_out(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
+    """Tell of pictures that no table counts."""
+    counted = {case.variant.name for case in cases}
+    others = sorted({row.variant for row in rows} - counted)
+    return [f"in no table of these --experiments and --gamma: {', '.join(others)}\n"] * bool(others)

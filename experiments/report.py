@@ -11,7 +11,8 @@ from experiments.plots import write_figures
 from experiments.results import Row, flat, markdown, summarise, told
 from mudi.ground.files import write_table, write_text
 
-RUN, RESULTS = "run.json", "results.csv"  # what pictures depend on; a row a picture and embedder
+RUN, METRIC = "run.json", "metric.json"  # what pictures depend on, and what their scores do
+RESULTS = "results.csv"  # a row a picture and embedder
 SUMMARY, TABLES, PLOTS = "summary.csv", "tables.md", "plots"
 
 

@@ -76,6 +76,9 @@ class Segmenter(Protocol):
 class Detector:
     """An OWLv2 or OWL-ViT checkpoint, by its folder or hub id.
 
+    Attributes:
+        model: transformers', in eval mode.
+
     Raises:
         SegmentError: there is no such checkpoint, it can't be reached, or is of another kind.
     """
@@ -85,8 +88,8 @@ class Detector:
         if kind not in KINDS:
             raise SegmentError(f"detector {checkpoint}: a {kind}; OWLv2 or OWL-ViT is wanted")
         self._processor = _load_pretrained(AutoProcessor, checkpoint)
-        self._model = _load_pretrained(AutoModelForZeroShotObjectDetection, checkpoint)
-        self._model.to(device).eval()
+        self.model = _load_pretrained(AutoModelForZeroShotObjectDetection, checkpoint)
+        self.model.to(device).eval()
 
     def check(self, queries: Iterable[str]) -> None:
         """Refuse texts that the network can't read.
@@ -94,7 +97,7 @@ class Detector:
         Raises:
             SegmentError: one has more tokens than it has places for, 16 in the published ones.
         """
-        limit = self._model.config.text_config.max_position_embeddings
+        limit = self.model.config.text_config.max_position_embeddings
         for query in queries:
             count = len(self._processor.tokenizer(query, verbose=False)["input_ids"])
             if count > limit:
@@ -116,9 +119,9 @@ class Detector:
         small = [self._shrunk(image) for image in images]
         inputs = self._processor(
             text=[list(texts) for texts in queries], images=small, return_tensors="pt"
-        ).to(self._model.device)
+        ).to(self.model.device)
         found = self._processor.post_process_grounded_object_detection(
-            self._model(**inputs),
+            self.model(**inputs),
             threshold=threshold,
             target_sizes=[(image.height, image.width) for image in images],
         )

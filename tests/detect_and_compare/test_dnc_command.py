@@ -246,6 +246,18 @@ def test_other_weights_under_an_old_name_need_another_output(straight, tmp_path)
         run(output)
 
 
+def test_a_detector_that_was_trained_on_is_another(tmp_path):
+    def scored():
+        folder = save_tiny_owlv2(tmp_path / "owl", seed=next(seeds))
+        run(tmp_path / "out", models=["--detector", str(folder), "--embedder", "colours"])
+
+    seeds = iter((0, 0, 1))
+    scored()
+    scored()
+    with pytest.raises(SystemExit, match=r"run.json: scored otherwise \(measures was .*owl@"):
+        scored()
+
+
 def test_the_help_shows_commands_that_can_be_pasted(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])

@@ -427,25 +427,36 @@ def test_two_processes_add_pictures_to_finished_loras(models, finished):
     assert len(read(finished / "results.csv")) == 9 * (2 + 2) * 2
 
 
-def test_runs_are_drawn_up_as_one(finished, tmp_path):
+def test_runs_are_drawn_up_as_one(finished, tmp_path, capsys):
     """Two halves of a run come to the whole; pictures of both and another run are refused."""
     rows = read_rows(finished / "results.csv")
     halves = [tmp_path / "one", tmp_path / "other"]
     for half, parity in zip(halves, (0, 1), strict=True):
         half.mkdir()
-        shutil.copy(finished / "run.json", half)
+        for name in ("run.json", "metric.json"):
+            shutil.copy(finished / name, half)
         write_rows(half / "results.csv", [row for row in rows if row.seed % 2 == parity])
 
-    def gathered(*runs):
+    def gathered(*runs, more=()):
         given = [*map(str, runs), "--output", str(tmp_path / "all"), "--experiments", "methods"]
-        gather.main(gather.parse_args([*given, "losses"]))
+        gather.main(gather.parse_args([*given, *more]))
 
     gathered(*halves)
+    assert "in no table of these --experiments and --gamma: cutmix_prior_gamma_0, " in (
+        capsys.readouterr().out
+    )
+    gathered(*halves, more=["losses"])
+    assert "in no table" not in capsys.readouterr().out
     assert read(tmp_path / "all/summary.csv") == read(finished / "summary.csv")
     assert (tmp_path / "all/tables.md").read_text() == (finished / "tables.md").read_text()
     with pytest.raises(SystemExit, match=r"00_000.png: in two of the runs, as \d+ rows are"):
         gathered(*halves, halves[0])
     settings = json.loads((halves[1] / "run.json").read_text())
+    scored = json.loads((halves[1] / "metric.json").read_text())
+    assert "@" in scored["measures"][0] and "references" not in scored
+    (halves[1] / "metric.json").write_text(json.dumps({**scored, "measures": ["one@0"]}))
+    with pytest.raises(SystemExit, match=r"other/metric.json: scored otherwise .*one \(measures"):
+        gathered(*halves)
     (halves[1] / "run.json").write_text(json.dumps({**settings, "steps": 5}))
     with pytest.raises(
         SystemExit, match=r"other/run.json: made otherwise than .*one \(steps was 2"
