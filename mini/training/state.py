@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from mini.training.checkpoint import Learner, load_learner, save_learner
 from mini.training.stream import default_workers
 from mini.world import SIZE
-from mudi.ground.devices import on_gpu
+from mudi.ground.devices import cpu_is_meant, on_gpu
 from mudi.ground.errors import SetupError, refuse
 from mudi.ground.files import clean_up, finish_folder, temporary_folder, write_text
 from mudi.ground.flags import flag, range_complaints
@@ -101,7 +101,7 @@ def make_accelerator(args: LearnArgs) -> Accelerator:
         raise SetupError(f"--start_from {args.start_from}: no such folder")
     if args.mixed_precision == "fp16" and not on_gpu():
         raise SetupError("--mixed_precision fp16 needs a GPU; use bf16 or no here")
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(cpu=cpu_is_meant(), mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
         raise SetupError("the miniature is trained by one process; launch without accelerate")
     torch.manual_seed(args.seed)

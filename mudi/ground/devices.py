@@ -17,8 +17,18 @@ def accelerate_device() -> torch.device:
         return PartialState().device
     if name := os.environ.get("ACCELERATE_TORCH_DEVICE"):
         return torch.device(name)
-    meant = not parse_flag_from_env("ACCELERATE_USE_CPU") and torch.cuda.is_available()
+    meant = not cpu_is_meant() and torch.cuda.is_available()
     return torch.device("cuda" if meant else "cpu")
+
+
+def cpu_is_meant() -> bool:
+    """Say whether accelerate is to take the CPU: it was told to, or the machine has nothing else.
+
+    It must be told in either case: where no GPU is found, it takes the CPU by itself, but then
+    each process of a launch thinks that it is alone.
+    """
+    has_other = torch.cuda.is_available() or torch.accelerator.is_available()
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not has_other
 
 
 def on_gpu() -> bool:

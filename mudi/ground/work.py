@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
+from mudi.ground.devices import cpu_is_meant
 from mudi.ground.files import room_for, write_text
 
 Item = TypeVar("Item")
@@ -31,7 +31,7 @@ LONGEST_WAIT = timedelta(days=7)  # for the slowest process's share; the usual l
 
 def join_processes() -> PartialState:
     """Return accelerate's state, joined to the other processes of the launch."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
+    return PartialState(cpu=cpu_is_meant(), timeout=LONGEST_WAIT)
 
 
 def share(items: Sequence[Item], state: PartialState) -> list[Item]:

@@ -23,7 +23,7 @@ from mudi.backbones import quantization
 from mudi.backbones.table import Backbone
 from mudi.data import Pool, SampleOptions, SegMixDataset, collage_sheet
 from mudi.denoising import Models
-from mudi.ground.devices import on_gpu
+from mudi.ground.devices import cpu_is_meant, on_gpu
 from mudi.ground.errors import SetupError, first_line, loading
 from mudi.ground.files import write_image
 from mudi.ground.locks import hold
@@ -142,6 +142,7 @@ def make_accelerator(args: TrainingArgs, gpu_precision: str) -> Accelerator:
     some_unused = args.train_text_encoder or args.learn_words
     unused = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
     return Accelerator(
+        cpu=cpu_is_meant(),
         kwargs_handlers=[unused],
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=precision,

@@ -18,7 +18,7 @@ from training import lora_of, reset_accelerate
 
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2
 from mudi.backbones import quantization
-from mudi.ground.devices import accelerate_device, on_gpu
+from mudi.ground.devices import accelerate_device, cpu_is_meant, on_gpu
 
 # torch and torchao themselves are told the truth: they would start the GPU when imported
 A_GPU_SEEMS_THERE = """
@@ -49,11 +49,13 @@ def test_the_device_is_the_one_that_accelerate_will_take(
 ):
     reset_accelerate()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: is_there)
     for name, value in (("ACCELERATE_USE_CPU", use_cpu), ("ACCELERATE_TORCH_DEVICE", named)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
     assert str(accelerate_device()) == expected
+    assert cpu_is_meant() is (use_cpu in ("true", "True") or not is_there)
     assert on_gpu() is expected.startswith("cuda")
     told = "".join(quantization.complaints("nf4"))
     assert ("needs a CUDA GPU" in told) is (expected == "cpu")

@@ -188,7 +188,7 @@ def test_a_kill_loses_nothing_and_two_processes_agree_with_one(base, straight, t
     """Killed as soon as two candidates are listed, both processes; then the same command."""
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
     command = [*launch, str(ROOT / "inference.py"), *best_words(base, tmp_path, "--keep", "all")]
-    options = {"env": offline(ACCELERATE_USE_CPU="true"), "stderr": subprocess.DEVNULL}
+    options = {"env": offline(), "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, **options)
     while process.poll() is None and len(in_parts(tmp_path)) < 2:
         time.sleep(0.02)

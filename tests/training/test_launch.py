@@ -104,7 +104,7 @@ def test_two_processes_draw_apart_and_end_with_one_lora(backbone, tmp_path):
     launch = [*LAUNCH, "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
     worker = [str(ROOT / "tests/two_processes.py"), backbone.script.__name__]
     path = os.pathsep.join(SCRIPT_FOLDERS)
-    environment = offline(ACCELERATE_USE_CPU="true", PYTHONPATH=path)
+    environment = offline(PYTHONPATH=path)
     subprocess.run([*launch, *worker, str(tmp_path), *words], env=environment, check=True)
 
     told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
