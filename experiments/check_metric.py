@@ -3,8 +3,8 @@
     python -m experiments.check_metric --output output/check_metric
 
 Draws pictures of the miniature's pairs, right ones and wrong ones of several kinds, scores them by
-Detect-and-Compare and writes metric.csv: D&C and success by kind, and how surely a right picture
-scores above a wrong one of that kind.
+Detect-and-Compare and writes metric_check.csv: D&C and success by kind, and how surely a right
+picture scores above a wrong one of that kind.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import join_processes
 from mudi.images import load_rgb
 
-TABLE, SHEET = "metric.csv", "sheet.png"
+TABLE, SHEET = "metric_check.csv", "sheet.png"
 RIGHT = "both"
 DIGITS = 4
 SHOWN = 4  # pictures a kind on the sheet

@@ -63,6 +63,7 @@ from mudi.ground.sheets import contact_sheet
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
 from mudi.metadata import PRIOR_FILENAME, load_subjects
+from mudi.pictures.jobs import file_digest
 from mudi.pictures.pipelines import BASE_FLAG
 
 QUICK = ("rabbit_and_panda", "two_cats")  # one of each kind, any
@@ -196,6 +197,8 @@ def prior_complaints(args: CompareArgs, units: Sequence[Unit]) -> list[str]:
 def begin(args: CompareArgs, state: PartialState) -> None:
     """Note what LoRAs and pictures depend on; refuse to mix them with others in one folder."""
     settings = json.loads(json.dumps(origins(args), default=str))
+    files = sorted(Path(args.pretrained_model_name_or_path).glob("*/*.safetensors"))
+    settings["base_weights"] = [file_digest(file) for file in files]  # none of a hub's
     path = args.output / RUN
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
     told = "; ".join(differences(earlier, settings))

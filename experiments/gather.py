@@ -4,7 +4,7 @@
 
 Work that takes more than a day, or machines of which none keeps its files, is done in parts
 (compare_methods' --data_sets and --trainings); of each, run.json, metric.json and results.csv are
-enough. The base must be the same; its folder's name is all that they tell of it.
+enough. Base, recipe and metric must be the same, to the weights.
 """
 
 import json

@@ -14,7 +14,7 @@ from mudi.segmix import CUTMIX_NEGATIVE_PROMPT
 
 SEGMIX_PROB = 0.3  # of the published runs
 GAMMAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # from plain sampling to beyond the formula's 1
-REWARDS = (3.0, 5.0, 8.0)  # DCO's; at scale 5 ordinary guidance with the base's null pass; more
+REWARDS = (3.0, 5.0)  # DCO's, here ordinary guidance with the base's null pass as well; and more
 SIZE_RATIOS = (0.4, 0.63, 1.0, 1.6, 2.5)  # second subject's size to the first's, even on a log axis
 SAME_CLASS, DIFFERENT_CLASSES = "same class", "different classes"
 DOSE = re.compile(

@@ -430,12 +430,13 @@ def test_two_processes_add_pictures_to_finished_loras(models, finished):
 def test_runs_are_drawn_up_as_one(finished, tmp_path, capsys):
     """Two halves of a run come to the whole; pictures of both and another run are refused."""
     rows = read_rows(finished / "results.csv")
+    images = list(dict.fromkeys(row.image for row in rows))
     halves = [tmp_path / "one", tmp_path / "other"]
-    for half, parity in zip(halves, (0, 1), strict=True):
+    for half, own in zip(halves, (images[::2], images[1::2]), strict=True):
         half.mkdir()
         for name in ("run.json", "metric.json"):
             shutil.copy(finished / name, half)
-        write_rows(half / "results.csv", [row for row in rows if row.seed % 2 == parity])
+        write_rows(half / "results.csv", [row for row in rows if row.image in own])
 
     def gathered(*runs, more=()):
         given = [*map(str, runs), "--output", str(tmp_path / "all"), "--experiments", "methods"]
@@ -454,6 +455,7 @@ def test_runs_are_drawn_up_as_one(finished, tmp_path, capsys):
     settings = json.loads((halves[1] / "run.json").read_text())
     scored = json.loads((halves[1] / "metric.json").read_text())
     assert "@" in scored["measures"][0] and "references" not in scored
+    assert len(settings["base_weights"]) == 4  # of files
     (halves[1] / "metric.json").write_text(json.dumps({**scored, "measures": ["one@0"]}))
     with pytest.raises(SystemExit, match=r"other/metric.json: scored otherwise .*one \(measures"):
         gathered(*halves)
@@ -469,6 +471,17 @@ def test_runs_are_drawn_up_as_one(finished, tmp_path, capsys):
 def test_another_training_into_the_same_folder_is_refused(models, finished):
     with pytest.raises(SystemExit, match=r"made otherwise; .* \(steps was 2 and is"):
         run(models, finished, *ALL_METHODS, "--steps", "3")
+
+
+def test_a_base_of_other_weights_is_refused_in_the_same_folder(models, finished):
+    path = next(models.glob("sdxl/unet/*.safetensors"))
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        with pytest.raises(SystemExit, match=r"made otherwise; .* \(base_weights was "):
+            run(models, finished, *ALL_METHODS)
+    finally:
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize(
