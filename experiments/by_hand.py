@@ -4,9 +4,10 @@
     python -m experiments.by_hand compare --results output/compare/results.csv \
         --verdicts hand/verdicts.jsonl
 
-`sample` draws pictures at random, whatever made them, onto numbered sheets that do not tell the
-method, and writes verdicts.jsonl to fill in: `count`, how many subjects there are, and `verdict`,
-"good" or what is wrong. `compare` gives each embedder's agreement with it.
+`sample` draws pictures of all subjects at random, whatever made them, onto numbered sheets that do
+not tell the method, and writes verdicts.jsonl to fill in: `count`, how many subjects there are, and
+`verdict`, "good" or what is wrong. `compare` gives each embedder's agreement with it, and what each
+way of making pictures comes to by hand.
 """
 
 import csv
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.results import GOOD
-from experiments.stats import agreement, cohens_kappa
+from experiments.results import GOOD, told
+from experiments.stats import agreement, cohens_kappa, nested_bootstrap
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records
 from mudi.ground.flags import flag, parse, range_complaints
@@ -38,7 +39,9 @@ class HandArgs:
     output: Path = flag(Path("hand"), "sample: folder to write")
     count: int = flag(100, "sample: pictures", at_least=1)
     seed: int = flag(0, "sample: of the choice")
-    verdicts: Path = flag(Path("hand") / VERDICTS, "compare: the filled-in file")
+    verdicts: Path | None = flag(
+        None, "compare: the filled-in file; sample: one whose pictures are left out"
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> HandArgs:
@@ -51,12 +54,14 @@ def main(args: HandArgs) -> None:
     if not args.results.is_file():
         refuse([f"--results {args.results}: no such file"])
     with args.results.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if not row["alone"]]
+    known = read_verdicts(args.verdicts) if args.verdicts else {}
     if args.command == "sample":
-        sample(rows, args)
+        sample([row for row in rows if row["image"] not in known], args)
         return
-    for line in compare(rows, read_verdicts(args.verdicts)):
-        print(line)
+    if not known:
+        refuse(["compare needs --verdicts, the filled-in file"])
+    print(*compare(rows, known), *by_variant(rows, known), sep="\n")
 
 
 def sample(rows: list[dict[str, str]], args: HandArgs) -> None:
@@ -114,12 +119,30 @@ def compare(rows: list[dict[str, str]], verdicts: dict[str, dict[str, Any]]) -> 
         ours = [row["verdict"] == GOOD for row, _ in judged]
         theirs = [record["verdict"] == GOOD for _, record in judged]
         kappa = cohens_kappa(ours, theirs)
-        told = "not defined" if kappa is None else f"{kappa:.2f}"
+        beyond = "not defined" if kappa is None else f"{kappa:.2f}"
         lines.append(
             f"{embedder}: {len(judged)} pictures; the same count in {counts:.0%}, the same success "
-            f"in {agreement(ours, theirs):.0%} (kappa {told}); good by hand "
+            f"in {agreement(ours, theirs):.0%} (kappa {beyond}); good by hand "
             f"{sum(theirs) / len(theirs):.0%}, by the metric {sum(ours) / len(ours):.0%}"
         )
+    return lines
+
+
+def by_variant(rows: list[dict[str, str]], verdicts: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what each variant comes to by hand, with its interval over pairs and pictures."""
+    judged = {row["image"]: row for row in rows if row["image"] in verdicts}
+    lines = []
+    for variant in sorted({row["variant"] for row in judged.values()}):
+        groups: dict[str, dict[str, list[float]]] = {}
+        for image, row in judged.items():
+            if row["variant"] == variant:
+                trainings = groups.setdefault(row["data_set"], {})
+                good = float(verdicts[image]["verdict"] == GOOD)
+                trainings.setdefault(row["training"], []).append(good)
+        values = [list(trainings.values()) for trainings in groups.values()]
+        count = sum(map(len, (pictures for own in values for pictures in own)))
+        found = told(nested_bootstrap(values), ".0%")
+        lines.append(f"{variant}: by hand {found} of {count} pictures are good")
     return lines
 
 

@@ -249,12 +249,16 @@ def test_every_experiment_has_its_figure(tmp_path):
 
 
 def results_file(folder: Path) -> Path:
-    """Four pictures by one embedder: the metric counts 2, 2, 1, 3, and calls the first two good."""
-    found = [(2, "good"), (2, "good"), (1, "missing"), (3, "extra")]
-    lines = ["image,embedder,boxes,verdict,prompt"]
+    """Four pictures by one embedder: the metric counts 2, 2, 1, 3, and calls the first two good.
+
+    The second is a LoRA's of its own; a fifth shows one fox alone.
+    """
+    found = [(2, "good"), (2, "good"), (1, "missing"), (3, "extra"), (1, "good")]
+    lines = ["image,embedder,boxes,verdict,prompt,alone,variant,data_set,training"]
     for i, (boxes, verdict) in enumerate(found):
         Image.new("RGB", (8, 8), (i * 50, 0, 0)).save(folder / f"{i}.png")
-        lines.append(f"{i}.png,net,{boxes},{verdict},two foxes")
+        origin = ("a" if i == 4 else "", "plain" if i == 1 else "mudi", "foxes", "0")
+        lines.append(f"{i}.png,net,{boxes},{verdict},two foxes,{','.join(origin)}")
     path = folder / "results.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -281,7 +285,16 @@ def test_a_persons_verdicts_are_compared_with_the_metric_s(tmp_path, capsys):
     assert capsys.readouterr().out == (
         "net: 4 pictures; the same count in 75%, the same success in 75% (kappa 0.50); "
         "good by hand 75%, by the metric 50%\n"
+        "mudi: by hand 67% [0%, 100%] of 3 pictures are good\n"
+        "plain: by hand 100% [100%, 100%] of 1 pictures are good\n"
     )
+    template.write_text(json.dumps(filled[0]) + "\n")
+    more = ("--output", tmp_path / "more", "--verdicts", template)
+    by_hand_main("sample", "--results", results, *more)
+    again = [
+        json.loads(text) for text in (tmp_path / "more/verdicts.jsonl").read_text().splitlines()
+    ]
+    assert {record["image"] for record in again} == {r["image"] for r in filled[1:]}
 
 
 @pytest.mark.parametrize(
