@@ -36,10 +36,11 @@ BADGE_REACH = ((-0.3, 0.3), (-0.5, 0.4))  # of its centre across and down, in si
 MAX_CORNERS = 8
 OVERSAMPLING = 4  # of a badge's pixels, for soft edges
 MAX_BLUR = 1.2  # px, standard deviation; a small VAE loses about that much
-MAX_RAGGEDNESS = 1.5  # px, standard deviation
+MAX_RAGGEDNESS = 2.5  # px, standard deviation
+FACET_SHARE, FACETS = 0.6, (3, 5)  # of what looks generated; sides of a median filter, px
 MAX_BLOTCHES, MAX_NOISE = 30.0, 8.0  # standard deviations, of 255
 VIVIDNESS, CONTRAST = (0.8, 1.4), (0.8, 1.5)  # factors, of a colour and of all; guidance adds both
-WAVES = 16  # blotches and ragged edges along a side
+WAVES = (8, 20)  # least and most, but one, of the blotches and bends along a side
 COLOUR_SPREAD = (
     0.04  # standard deviation of a channel's gain, and of the lift of all as a share of white
 )
@@ -264,14 +265,17 @@ def draw_instances(
 def soften(pixels: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
     """Make a share of the pictures, (h, w, 3) uint8, look generated.
 
-    They are blurred, ragged, mostly more vivid and of higher contrast, blotched, noisy, and off in
-    colour, each by a random amount.
+    They are blurred, ragged, melted into facets, mostly more vivid and of higher contrast,
+    blotched, noisy, and off in colour, each by a random amount.
     """
     if rng.random() >= share:
         return pixels
     radius = rng.uniform(0, MAX_BLUR)
     picture = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
     picture = _ragged(picture.astype(np.float64), rng.uniform(0, MAX_RAGGEDNESS), rng)
+    if rng.random() < FACET_SHARE:
+        facets = ImageFilter.MedianFilter(int(rng.choice(FACETS)))
+        picture = np.asarray(_image(picture).filter(facets), dtype=np.float64)
     grey = picture.mean(axis=2, keepdims=True)
     picture = grey + (picture - grey) * rng.uniform(*VIVIDNESS)
     mean = picture.mean(axis=(0, 1))
@@ -279,7 +283,11 @@ def soften(pixels: np.ndarray, rng: np.random.Generator, share: float) -> np.nda
     picture = picture * rng.normal(1, COLOUR_SPREAD, 3) + 255 * rng.normal(0, COLOUR_SPREAD)
     picture += rng.uniform(0, MAX_BLOTCHES) * _waves(1, pixels.shape, rng) * rng.uniform(0, 1, 3)
     picture += rng.normal(0, rng.uniform(0, MAX_NOISE), pixels.shape)
-    return picture.clip(0, 255).astype(np.uint8)
+    return np.array(_image(picture))
+
+
+def _image(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
 def _ragged(picture: np.ndarray, reach: float, rng: np.random.Generator) -> np.ndarray:
@@ -293,6 +301,7 @@ def _ragged(picture: np.ndarray, reach: float, rng: np.random.Generator) -> np.n
 def _waves(channels: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Draw smooth noise (h, w, channels) of about unit variance, for a picture (h, w, 3)."""
     size = (shape[1], shape[0])
-    coarse = rng.normal(size=(channels, WAVES, WAVES)).astype(np.float32)
+    along = rng.integers(*WAVES)
+    coarse = rng.normal(size=(channels, along, along)).astype(np.float32)
     waves = [np.asarray(Image.fromarray(c).resize(size, Image.Resampling.BICUBIC)) for c in coarse]
     return np.stack(waves, axis=2)
