@@ -136,11 +136,11 @@ def by_variant(rows: list[dict[str, str]], verdicts: dict[str, dict[str, Any]]) 
         groups: dict[str, dict[str, list[float]]] = {}
         for image, row in judged.items():
             if row["variant"] == variant:
-                trainings = groups.setdefault(row["data_set"], {})
+                own = groups.setdefault(row["data_set"], {})
                 good = float(verdicts[image]["verdict"] == GOOD)
-                trainings.setdefault(row["training"], []).append(good)
-        values = [list(trainings.values()) for trainings in groups.values()]
-        count = sum(map(len, (pictures for own in values for pictures in own)))
+                own.setdefault(row["training"], []).append(good)
+        values = [list(own.values()) for own in groups.values()]
+        count = sum(len(pictures) for trainings in values for pictures in trainings)
         found = told(nested_bootstrap(values), ".0%")
         lines.append(f"{variant}: by hand {found} of {count} pictures are good")
     return lines

@@ -40,7 +40,7 @@ MAX_RAGGEDNESS = 2.5  # px, standard deviation
 FACET_SHARE, FACETS = 0.6, (3, 5)  # of what looks generated; sides of a median filter, px
 MAX_BLOTCHES, MAX_NOISE = 30.0, 8.0  # standard deviations, of 255
 VIVIDNESS, CONTRAST = (0.8, 1.4), (0.8, 1.5)  # factors, of a colour and of all; guidance adds both
-WAVES = (8, 20)  # least and most, but one, of the blotches and bends along a side
+WAVES = (8, 19)  # fewest and most blotches and bends along a side
 COLOUR_SPREAD = (
     0.04  # standard deviation of a channel's gain, and of the lift of all as a share of white
 )
@@ -301,7 +301,7 @@ def _ragged(picture: np.ndarray, reach: float, rng: np.random.Generator) -> np.n
 def _waves(channels: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Draw smooth noise (h, w, channels) of about unit variance, for a picture (h, w, 3)."""
     size = (shape[1], shape[0])
-    along = rng.integers(*WAVES)
+    along = rng.integers(*WAVES, endpoint=True)
     coarse = rng.normal(size=(channels, along, along)).astype(np.float32)
     waves = [np.asarray(Image.fromarray(c).resize(size, Image.Resampling.BICUBIC)) for c in coarse]
     return np.stack(waves, axis=2)
