@@ -10,14 +10,14 @@ not tell the method, and writes verdicts.jsonl to fill in: `count`, how many sub
 way of making pictures comes to by hand.
 """
 
-import csv
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.results import GOOD, told
-from experiments.stats import agreement, cohens_kappa, nested_bootstrap
+from experiments.report import read_rows
+from experiments.results import GOOD, Row, grouped, mean_of, told
+from experiments.stats import agreement, cohens_kappa
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records
 from mudi.ground.flags import flag, parse, range_complaints
@@ -53,26 +53,25 @@ def main(args: HandArgs) -> None:
     refuse(range_complaints(args))
     if not args.results.is_file():
         refuse([f"--results {args.results}: no such file"])
-    with args.results.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row["alone"]]
+    rows = [row for row in read_rows(args.results) if not row.alone]
     known = read_verdicts(args.verdicts) if args.verdicts else {}
     if args.command == "sample":
-        sample([row for row in rows if row["image"] not in known], args)
+        sample([row for row in rows if row.image not in known], args)
         return
     if not known:
         refuse(["compare needs --verdicts, the filled-in file"])
     print(*compare(rows, known), *by_variant(rows, known), sep="\n")
 
 
-def sample(rows: list[dict[str, str]], args: HandArgs) -> None:
+def sample(rows: list[Row], args: HandArgs) -> None:
     """Write numbered sheets and the file to fill in."""
-    shown = {row["image"]: row for row in rows}
+    shown = {row.image: row for row in rows}
     chosen = random.Random(args.seed).sample(sorted(shown), min(args.count, len(shown)))
     a_sheet = SHEET_COLUMNS * SHEET_ROWS
     for start in range(0, len(chosen), a_sheet):
         names = chosen[start : start + a_sheet]
         images = [load_rgb(args.results.parent / name) for name in names]
-        captions = [f"{start + i}: {shown[name]['prompt']}" for i, name in enumerate(names)]
+        captions = [f"{start + i}: {shown[name].prompt}" for i, name in enumerate(names)]
         sheet = contact_sheet(images, captions, SHEET_COLUMNS, TILE)
         write_image(args.output / f"sheet_{start // a_sheet:02}.png", sheet)
     blank = {"count": None, "verdict": None}
@@ -102,21 +101,21 @@ def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
     return {record["image"]: record for record in filled}
 
 
-def compare(rows: list[dict[str, str]], verdicts: dict[str, dict[str, Any]]) -> list[str]:
+def compare(rows: list[Row], verdicts: dict[str, dict[str, Any]]) -> list[str]:
     """Return, for each embedder, how often the metric says what the person said."""
     lines = []
-    for embedder in dict.fromkeys(row["embedder"] for row in rows):
+    for embedder in dict.fromkeys(row.embedder for row in rows):
         judged = [
-            (row, verdicts[row["image"]])
+            (row, verdicts[row.image])
             for row in rows
-            if row["embedder"] == embedder and row["image"] in verdicts
+            if row.embedder == embedder and row.image in verdicts
         ]
         if not judged:
             refuse([f"none of the {len(verdicts)} judged pictures is in the results"])
         counts = agreement(
-            [int(row["boxes"]) for row, _ in judged], [record["count"] for _, record in judged]
+            [row.boxes for row, _ in judged], [record["count"] for _, record in judged]
         )
-        ours = [row["verdict"] == GOOD for row, _ in judged]
+        ours = [row.success for row, _ in judged]
         theirs = [record["verdict"] == GOOD for _, record in judged]
         kappa = cohens_kappa(ours, theirs)
         beyond = "not defined" if kappa is None else f"{kappa:.2f}"
@@ -128,21 +127,15 @@ def compare(rows: list[dict[str, str]], verdicts: dict[str, dict[str, Any]]) -> 
     return lines
 
 
-def by_variant(rows: list[dict[str, str]], verdicts: dict[str, dict[str, Any]]) -> list[str]:
+def by_variant(rows: list[Row], verdicts: dict[str, dict[str, Any]]) -> list[str]:
     """Return what each variant comes to by hand, with its interval over pairs and pictures."""
-    judged = {row["image"]: row for row in rows if row["image"] in verdicts}
+    judged = {row.image: row for row in rows if row.image in verdicts}.values()
     lines = []
-    for variant in sorted({row["variant"] for row in judged.values()}):
-        groups: dict[str, dict[str, list[float]]] = {}
-        for image, row in judged.items():
-            if row["variant"] == variant:
-                own = groups.setdefault(row["data_set"], {})
-                good = float(verdicts[image]["verdict"] == GOOD)
-                own.setdefault(row["training"], []).append(good)
-        values = [list(own.values()) for own in groups.values()]
-        count = sum(len(pictures) for trainings in values for pictures in trainings)
-        found = told(nested_bootstrap(values), ".0%")
-        lines.append(f"{variant}: by hand {found} of {count} pictures are good")
+    for variant in sorted({row.variant for row in judged}):
+        own = [row for row in judged if row.variant == variant]
+        good = grouped(own, lambda row: float(verdicts[row.image]["verdict"] == GOOD))
+        found = told(mean_of(good), ".0%")
+        lines.append(f"{variant}: by hand {found} of {len(own)} pictures are good")
     return lines
 
 

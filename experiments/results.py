@@ -291,7 +291,8 @@ def _summary(
     )
 
 
-def _grouped(rows: Iterable[Row], measure: Measure) -> Groups:
+def grouped(rows: Iterable[Row], measure: Measure) -> Groups:
+    """Return a measure's values by data set, training and picture, where it has a say."""
     groups: Groups = {}
     for row in rows:
         value = measure(row)
@@ -301,7 +302,8 @@ def _grouped(rows: Iterable[Row], measure: Measure) -> Groups:
     return groups
 
 
-def _interval(groups: Groups) -> Interval:
+def mean_of(groups: Groups) -> Interval:
+    """Return the mean with its interval over data sets, trainings and pictures."""
     return nested_bootstrap(
         [[list(values.values()) for values in trainings.values()] for trainings in groups.values()]
     )
@@ -310,9 +312,9 @@ def _interval(groups: Groups) -> Interval:
 def _means(rows: Sequence[Row]) -> dict[str, Interval]:
     found = {}
     for name, measure in MEASURES.items():
-        groups = _grouped(rows, measure)
+        groups = grouped(rows, measure)
         if groups:
-            found[name] = _interval(groups)
+            found[name] = mean_of(groups)
     if "size_ratio" in found:
         found["size_ratio"] = Interval(*map(math.exp, found["size_ratio"]))
     return found
@@ -322,7 +324,7 @@ def _differences(rows: Sequence[Row], best: Sequence[Row]) -> dict[str, Interval
     """Return by how much the best case is ahead, over pictures of the same prompt and seeds."""
     found = {}
     for name in HEADLINE:
-        ours, theirs = _grouped(rows, MEASURES[name]), _grouped(best, MEASURES[name])
+        ours, theirs = grouped(rows, MEASURES[name]), grouped(best, MEASURES[name])
         gains: Groups = {}
         for data_set, trainings in ours.items():
             for training, values in trainings.items():
@@ -331,7 +333,7 @@ def _differences(rows: Sequence[Row], best: Sequence[Row]) -> dict[str, Interval
                 if both:
                     gains.setdefault(data_set, {})[training] = both
         if gains:
-            found[name] = _interval(gains)
+            found[name] = mean_of(gains)
     return found
 
 

@@ -254,13 +254,15 @@ def results_file(folder: Path) -> Path:
     The second is a LoRA's of its own; a fifth shows one fox alone.
     """
     found = [(2, "good"), (2, "good"), (1, "missing"), (3, "extra"), (1, "good")]
-    lines = ["image,embedder,boxes,verdict,prompt,alone,variant,data_set,training"]
+    [one, *_] = some_rows()
+    rows = []
     for i, (boxes, verdict) in enumerate(found):
         Image.new("RGB", (8, 8), (i * 50, 0, 0)).save(folder / f"{i}.png")
-        origin = ("a" if i == 4 else "", "plain" if i == 1 else "mudi", "foxes", "0")
-        lines.append(f"{i}.png,net,{boxes},{verdict},two foxes,{','.join(origin)}")
+        row = replace(one, image=f"{i}.png", seed=i, boxes=boxes, verdict=verdict, embedder="net")
+        variant = "plain" if i == 1 else "mudi"
+        rows.append(replace(row, alone="a" if i == 4 else "", variant=variant))
     path = folder / "results.csv"
-    path.write_text("\n".join(lines) + "\n")
+    write_rows(path, rows)
     return path
 
 
