@@ -41,7 +41,7 @@ from detect_and_compare.draw import boxed
 from detect_and_compare.failures import bleeds, failures, meant_by_noun, meant_by_place
 from detect_and_compare.judge import Basis, Judge, checkpoint_complaints, load_judge, read_basis
 from detect_and_compare.measure import Record
-from detect_and_compare.results import Line, to_line
+from detect_and_compare.results import Line
 from mudi.ground.errors import RefusedError, program, refuse
 from mudi.ground.files import unwritable, write_image, write_text
 from mudi.ground.flags import origins, range_complaints
@@ -52,6 +52,7 @@ from mudi.images import load_rgb
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import MetadataError, Subjects, load_subjects
 from mudi.pictures.jobs import (
+    ANEW,
     PICTURES,
     SHEET,
     Job,
@@ -139,7 +140,7 @@ def main(args: CheckpointArgs) -> None:
     if todo:
         with state.local_main_process_first():  # fetches what the others then find on the disk
             judge = load_judge(args, basis, state.device)
-        judge.check(journal.done)
+        judge.check(journal.done, ANEW)
         draw(share(todo, state), args, subjects, basis, judge, journal, origin, state)
     lines = journal.finish([trial.job.name for trial in trials])[: len(trials)]
     if state.is_main_process:
@@ -254,7 +255,7 @@ def draw(
                     for name, record in records.items()
                 }
                 told = {"step": step, "alone": trial.alone, "found": found}
-                journal.add(to_line({**record, **told}, records))
+                journal.add(judge.line({**record, **told}, records))
                 bar.update()
     bar.close()
 

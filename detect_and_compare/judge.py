@@ -17,13 +17,14 @@ from detect_and_compare.args import FOREGROUND, JudgeArgs
 from detect_and_compare.detect import CROPS, ImageDetector, load_detector
 from detect_and_compare.embed import DREAMSIM, load_embedder
 from detect_and_compare.measure import Metric, Record, Variant, score_batch
+from detect_and_compare.pictures import FOUND_BY
 from detect_and_compare.references import (
     References,
     ReferencesError,
     default_query,
     load_references,
 )
-from detect_and_compare.results import Line
+from detect_and_compare.results import Line, to_line
 from detect_and_compare.score import Norm
 from mudi.ground.errors import SetupError
 from mudi.ground.flags import id_table, model_folder_complaints, origins
@@ -111,19 +112,26 @@ class Judge:
         """Return the judge of pictures that are to show just these of the subjects."""
         return replace(self, metrics=tuple(metric.about(subjects) for metric in self.metrics))
 
-    def check(self, lines: Mapping[str, Line]) -> None:
+    def line(self, stamp: Mapping[str, Any], records: Mapping[str, Record]) -> Line:
+        """Return a picture's line as `to_line`, which also tells the detector."""
+        return to_line({**stamp, FOUND_BY: self.detector.name}, records)
+
+    def check(self, lines: Mapping[str, Line], remedy: str) -> None:
         """Compare earlier pictures' lines, by name, with what this judge would write.
 
+        Args:
+            remedy: what to do where they differ, for the message.
+
         Raises:
-            SetupError: one has scores by other embedders, or by other weights of one name.
+            SetupError: one is by another detector or other embedders, or by other weights of one
+                name.
         """
         for name, line in lines.items():
-            if list(line["scores"]) != self.names:
-                earlier, now = ", ".join(line["scores"]), ", ".join(self.names)
-                raise SetupError(
-                    f"{name} was judged by {earlier} and not by {now}: use --overwrite or another "
-                    "--output_dir"
-                )
+            earlier = [line.get(FOUND_BY, "a detector unknown"), *line.get("scores", self.names)]
+            now = [self.detector.name, *self.names]
+            if earlier != now:
+                told = f"{', '.join(earlier)} and not by {', '.join(now)}"
+                raise SetupError(f"{name} was judged by {told}: {remedy}")
 
     def __call__(self, images: Sequence[Image.Image | ImageError]) -> list[dict[str, Record]]:
         """Return the records of each RGB picture by embedder; see `score_batch`."""

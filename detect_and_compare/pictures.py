@@ -12,7 +12,17 @@ IMAGE, PROMPT = "image", "prompt"
 LIST = "pictures.jsonl"  # inference.py's, in its output folder, which holds a contact sheet as well
 # Keys of scores.jsonl, which a JSONL of pictures may not use
 FILE_KEYS = ("bytes", "modified")
-RESULT_KEYS = ("size", "boxes", "confidences", "answers", "problem", "scores", "text_fidelity")
+FOUND_BY = "found_by"  # the detector, of lines that are kept without a run.json
+RESULT_KEYS = (
+    FOUND_BY,
+    "size",
+    "boxes",
+    "confidences",
+    "answers",
+    "problem",
+    "scores",
+    "text_fidelity",
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from detect_and_compare.args import JudgeArgs
 from detect_and_compare.draw import boxed
 from detect_and_compare.judge import Basis, checkpoint_complaints, load_judge
 from detect_and_compare.pictures import RESULT_KEYS
-from detect_and_compare.results import Line, to_line
+from detect_and_compare.results import Line
 from mudi.best_of.args import ALL, BestArgs, CandidateArgs
 from mudi.ground.errors import SetupError
 from mudi.ground.files import replace_file, write_image
@@ -29,6 +29,7 @@ from mudi.ground.work import Journal, share
 from mudi.images import load_rgb
 from mudi.metadata import Subjects
 from mudi.pictures.jobs import (
+    ANEW,
     PICTURES,
     SHEET,
     Job,
@@ -176,10 +177,7 @@ def find_todo(
     for candidate in candidates:
         record, name = done.get(candidate.name), candidate.job.name
         if name in kept and BEST_OF not in kept[name]:
-            raise SetupError(
-                f"{args.output_dir / name} was made without --best_of: "
-                "use --overwrite or another --output_dir"
-            )
+            raise SetupError(f"{args.output_dir / name} was made without --best_of: {ANEW}")
         if record is not None:
             check_unchanged(
                 args.output_dir / candidate.name, record, settings_of(candidate.job, origin)
@@ -232,7 +230,7 @@ class Maker:
         with state.local_main_process_first():  # fetches what the others then find on the disk
             cache = Path(args.cache_dir) if args.cache_dir else None
             self._judge = load_judge(args, basis, state.device, cache_dir=cache)
-        self._judge.check(journal.done)
+        self._judge.check(journal.done, ANEW)
 
     def make(self, todo: Sequence[Candidate], sampler: Sampler) -> None:
         """Make candidates in their order, but none of a picture of which one was enough."""
@@ -261,8 +259,9 @@ class Maker:
         record = write_picture(candidate.job, picture, path, self._origin)
         stamp = {**record, **self._basis.settings, "image": candidate.name}
         subjects = named_subjects(candidate.job.shot.prompt, self._basis.references.names)
-        [records] = self._judge.about(subjects)([picture.image])
-        return to_line({**stamp, "number": candidate.number}, records)
+        judge = self._judge.about(subjects)
+        [records] = judge([picture.image])
+        return judge.line({**stamp, "number": candidate.number}, records)
 
 
 def keep_best(name: str, lines: Sequence[Line], basis: Basis, folder: Path) -> Line:

@@ -49,7 +49,7 @@ from tqdm.auto import tqdm
 from detect_and_compare.judge import Judge, checkpoint_complaints, load_judge, read_basis
 from detect_and_compare.measure import read_ahead
 from detect_and_compare.pictures import IMAGE, Picture, find_pictures, without_results
-from detect_and_compare.results import Line, to_line
+from detect_and_compare.results import Line
 from mudi.ground.errors import program, refuse
 from mudi.ground.flags import range_complaints
 from mudi.ground.locks import hold
@@ -76,6 +76,7 @@ def main(args: LoopJudgeArgs) -> None:
         with state.local_main_process_first():  # fetches what the others then find on the disk
             dtype = getattr(torch, DTYPES[args.dtype])
             judge = load_judge(args, basis, state.device, dtype, args.cache_dir)
+        judge.check(journal.done, f"delete {args.output} to judge them all anew")
         mine = share(todo, state)
         bar = tqdm(total=len(mine), desc="judged", disable=not state.is_main_process)
         for named, group in groupby(mine, lambda picture: named_in(picture, names)):
@@ -121,7 +122,7 @@ def judged(
             for name, record in others.items()
         }
         stamp = {**picture.stamp, NAMED: list(named)}
-        lines.append({**to_line(stamp, records), NEAREST: nearest})
+        lines.append({**judge.line(stamp, records), NEAREST: nearest})
     return lines
 
 

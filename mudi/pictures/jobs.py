@@ -20,6 +20,7 @@ from mudi.pictures.shot_args import negative_prompt
 from mudi.words import words_file
 
 PICTURES, SHEET = "pictures.jsonl", "sheet.png"  # of an output folder: the list of what is in it
+ANEW = "use --overwrite or another --output_dir"
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,7 @@ def check_unchanged(path: Path, record: dict[str, Any], settings: dict[str, Any]
         SetupError: it is another picture.
     """
     if changed := differences(record, settings):
-        raise SetupError(
-            f"{path} was made otherwise ({'; '.join(changed)}): "
-            "use --overwrite or another --output_dir"
-        )
+        raise SetupError(f"{path} was made otherwise ({'; '.join(changed)}): {ANEW}")
 
 
 def write_picture(

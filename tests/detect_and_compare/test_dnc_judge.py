@@ -62,7 +62,19 @@ def test_what_is_wrong_is_told_without_a_model():
     ]
 
 
-def test_lines_of_other_embedders_are_told(judge):
-    judge.check({"a.png": {"scores": {"colours": {}}}})
-    with pytest.raises(SetupError, match=r"a.png was judged by net@1 and not by colours: use --ov"):
-        judge.check({"a.png": {"scores": {"net@1": {}}}})
+@pytest.mark.parametrize(
+    ("line", "earlier"),
+    [
+        ({"found_by": "foreground", "scores": {"net@1": {}}}, "foreground, net@1"),
+        ({"found_by": "owl@1", "scores": {"colours": {}}}, "owl@1, colours"),
+        ({"found_by": "owl@1", "problem": "cannot be read"}, "owl@1, colours"),
+        ({"scores": {"colours": {}}}, "a detector unknown, colours"),
+    ],
+)
+def test_lines_of_another_detector_or_embedder_are_told(judge, line, earlier):
+    image = load_rgb(EXAMPLES / "pictures" / "good.jpg")
+    [records] = judge([image])
+    judge.check({"a.png": judge.line({"image": "a.png"}, records)}, "judge anew")
+    told = f"^a.png was judged by {earlier} and not by foreground, colours: judge anew$"
+    with pytest.raises(SetupError, match=told):
+        judge.check({"a.png": line}, "judge anew")
