@@ -6,12 +6,14 @@
 
 `sample` draws pictures of all subjects at random, whatever made them, onto numbered sheets that do
 not tell the method, and writes verdicts.jsonl to fill in: `count`, how many subjects there are, and
-`verdict`, "good" or what is wrong. `compare` gives each embedder's agreement with it, and what each
-way of making pictures comes to by hand.
+`verdict`, "good" or what is wrong. `compare` gives each embedder's agreement with it, what each
+way of making pictures comes to by hand, and of several files, a judge each, how far they agree.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from mudi.images import load_rgb
 from mudi.metadata import MetadataError, read_records
 
 VERDICTS = "verdicts.jsonl"
+Verdicts = dict[str, dict[str, Any]]  # a judge's filled-in lines by picture
 SHEET_COLUMNS, SHEET_ROWS = 5, 4
 TILE = 256  # px
 
@@ -39,8 +42,8 @@ class HandArgs:
     output: Path = flag(Path("hand"), "sample: folder to write")
     count: int = flag(100, "sample: pictures", at_least=1)
     seed: int = flag(0, "sample: of the choice")
-    verdicts: Path | None = flag(
-        None, "compare: the filled-in file; sample: one whose pictures are left out"
+    verdicts: list[Path] = flag(
+        [], "compare: filled-in files, a judge each; sample: whose pictures are left out", nargs="+"
     )
 
 
@@ -54,13 +57,17 @@ def main(args: HandArgs) -> None:
     if not args.results.is_file():
         refuse([f"--results {args.results}: no such file"])
     rows = [row for row in read_rows(args.results) if not row.alone]
-    known = read_verdicts(args.verdicts) if args.verdicts else {}
+    judges = {str(path): read_verdicts(path) for path in args.verdicts}
     if args.command == "sample":
-        sample([row for row in rows if row.image not in known], args)
+        sample([row for row in rows if not any(row.image in own for own in judges.values())], args)
         return
-    if not known:
+    if not judges:
         refuse(["compare needs --verdicts, the filled-in file"])
-    print(*compare(rows, known), *by_variant(rows, known), sep="\n")
+    for name, verdicts in judges.items():
+        told = [*compare(rows, verdicts), *by_variant(rows, verdicts)]
+        print(*[name] * (len(judges) > 1), *told, sep="\n")
+    for one, other in combinations(judges, 2):
+        print(between((one, other), judges[one], judges[other]))
 
 
 def sample(rows: list[Row], args: HandArgs) -> None:
@@ -80,7 +87,7 @@ def sample(rows: list[Row], args: HandArgs) -> None:
     print(f"look at the sheets in {args.output} and fill in {args.output / VERDICTS}")
 
 
-def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
+def read_verdicts(path: Path) -> Verdicts:
     """Return the filled-in lines by picture; those without a verdict are left out.
 
     Raises:
@@ -101,7 +108,7 @@ def read_verdicts(path: Path) -> dict[str, dict[str, Any]]:
     return {record["image"]: record for record in filled}
 
 
-def compare(rows: list[Row], verdicts: dict[str, dict[str, Any]]) -> list[str]:
+def compare(rows: list[Row], verdicts: Verdicts) -> list[str]:
     """Return, for each embedder, how often the metric says what the person said."""
     lines = []
     for embedder in dict.fromkeys(row.embedder for row in rows):
@@ -117,17 +124,37 @@ def compare(rows: list[Row], verdicts: dict[str, dict[str, Any]]) -> list[str]:
         )
         ours = [row.success for row, _ in judged]
         theirs = [record["verdict"] == GOOD for _, record in judged]
-        kappa = cohens_kappa(ours, theirs)
-        beyond = "not defined" if kappa is None else f"{kappa:.2f}"
         lines.append(
             f"{embedder}: {len(judged)} pictures; the same count in {counts:.0%}, the same success "
-            f"in {agreement(ours, theirs):.0%} (kappa {beyond}); good by hand "
+            f"in {_agreeing(ours, theirs)}; good by hand "
             f"{sum(theirs) / len(theirs):.0%}, by the metric {sum(ours) / len(ours):.0%}"
         )
     return lines
 
 
-def by_variant(rows: list[Row], verdicts: dict[str, dict[str, Any]]) -> list[str]:
+def between(names: tuple[str, str], ours: Verdicts, theirs: Verdicts) -> str:
+    """Return how far two judges agree about the pictures that both have judged."""
+    both = [(own, theirs[image]) for image, own in ours.items() if image in theirs]
+    told = " and ".join(names)
+    if not both:
+        return f"{told}: no picture in common"
+    counts = agreement(*zip(*[(a["count"], b["count"]) for a, b in both], strict=True))
+    good = [(a["verdict"] == GOOD, b["verdict"] == GOOD) for a, b in both]
+    one, other = zip(*good, strict=True)
+    return (
+        f"{told}: {len(both)} pictures; the same count in {counts:.0%}, the same success in "
+        f"{_agreeing(one, other)}; good {sum(one)} and {sum(other)}, by both "
+        f"{sum(a and b for a, b in good)}"
+    )
+
+
+def _agreeing(ours: Sequence[bool], theirs: Sequence[bool]) -> str:
+    kappa = cohens_kappa(ours, theirs)
+    beyond = "not defined" if kappa is None else f"{kappa:.2f}"
+    return f"{agreement(ours, theirs):.0%} (kappa {beyond})"
+
+
+def by_variant(rows: list[Row], verdicts: Verdicts) -> list[str]:
     """Return what each variant comes to by hand, with its interval over pairs and pictures."""
     judged = {row.image: row for row in rows if row.image in verdicts}.values()
     lines = []

@@ -290,6 +290,17 @@ def test_a_persons_verdicts_are_compared_with_the_metric_s(tmp_path, capsys):
         "mudi: by hand 67% [0%, 100%] of 3 pictures are good\n"
         "plain: by hand 100% [100%, 100%] of 1 pictures are good\n"
     )
+    second = tmp_path / "second.jsonl"  # of another mind about one, and of no mind about one
+    other = [{**r, "verdict": "mixed"} if r["image"] == "0.png" else r for r in filled]
+    other = [r for r in other if r["image"] != "2.png"]
+    second.write_text("".join(json.dumps(record) + "\n" for record in other))
+    by_hand_main("compare", "--results", results, "--verdicts", template, second)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == str(template) and told[4] == str(second)
+    assert told[-1] == (  # agree on 2 of 3; by chance on 2/3 · 1/3 + 1/3 · 2/3 = 4/9
+        f"{template} and {second}: 3 pictures; the same count in 100%, the same success in 67% "
+        "(kappa 0.40); good 2 and 1, by both 1"
+    )
     template.write_text(json.dumps(filled[0]) + "\n")
     more = ("--output", tmp_path / "more", "--verdicts", template)
     by_hand_main("sample", "--results", results, *more)
