@@ -82,3 +82,7 @@ def left_out(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
     counted = {case.variant.name for case in cases}
     others = sorted({row.variant for row in rows} - counted)
     return [f"in no table of these --experiments and --gamma: {', '.join(others)}\n"] * bool(others)
+
+
+if __name__ == "__main__":
+    main(parse_args())

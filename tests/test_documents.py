@@ -9,13 +9,16 @@ from helpers import ROOT
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 MADE = {"output"}  # by programs
-DOCUMENTS = sorted(
-    path
-    for top in ROOT.iterdir()
-    if not top.name.startswith(".") and top.name not in MADE
-    for path in (top.rglob("*.md") if top.is_dir() else [top])
-    if path.suffix == ".md"
-)
+
+
+def texts(suffix: str) -> list[Path]:
+    """Return the checkout's files of a kind."""
+    tops = [top for top in ROOT.iterdir() if not top.name.startswith(".") and top.name not in MADE]
+    inside = [path for top in tops if top.is_dir() for path in top.rglob(f"*{suffix}")]
+    return sorted([*inside, *(top for top in tops if top.suffix == suffix)])
+
+
+DOCUMENTS = texts(".md")
 
 
 def anchors(document: Path) -> set[str]:
@@ -34,3 +37,27 @@ def test_links_lead_somewhere(document):
         target = document.parent / place if place else document
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+COMMAND = re.compile(r"(?:python|launch)(?: --\S+)* (?:-m ([a-z_][\w.]*)|([\w/]+\.py))")
+OURS = {path.stem if path.suffix else path.name for path in ROOT.iterdir()}
+
+
+def begun_by(path: Path) -> set[Path]:
+    """Return the files that the commands in a text start."""
+    found = set()
+    for module, script in COMMAND.findall(path.read_text(encoding="utf-8")):
+        if script:
+            found.add(next(p / script for p in (ROOT, path.parent) if (p / script).exists()))
+        elif module.split(".")[0] in OURS:
+            place = ROOT / module.rstrip(".").replace(".", "/")
+            found.add(place / "__main__.py" if place.is_dir() else place.with_suffix(".py"))
+    return found
+
+
+def test_what_commands_start_does_something():
+    """A file without its last lines would end at once, without a word."""
+    files = set().union(*map(begun_by, [*DOCUMENTS, *texts(".py")]))
+    assert {ROOT / "inference.py", ROOT / "mudi/loop/__main__.py"} < files
+    for file in files:
+        assert re.search(r'^if __name__ == "__main__":\n    ', file.read_text(), re.MULTILINE), file
