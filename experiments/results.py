@@ -224,13 +224,15 @@ def summarise(
 ) -> list[Summary]:
     """Return a summary for each case, kind and embedder that has pictures.
 
-    Pairs of both kinds are also counted together.
+    An experiment counts the trainings that all its cases have. Pairs of both kinds are also counted
+    together.
     """
     cases, rows = list(cases), list(rows)
     by_case: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         by_case.setdefault((row.variant, row.embedder), []).append(row)
     shown = {row.data_set for row in rows}
+    counted = common_trainings(rows, cases)
     summaries = []
     for case in cases:
         best = best_of(case, cases)
@@ -239,7 +241,11 @@ def summarise(
             names = {data_set.name for data_set in members}
             for embedder in dict.fromkeys(row.embedder for row in rows):
                 own, theirs = (
-                    [row for row in by_case.get(key, ()) if row.data_set in names]
+                    [
+                        row
+                        for row in by_case.get(key, ())
+                        if row.data_set in names and training_of(row) in counted[case.experiment]
+                    ]
                     for key in ((one.variant.name, embedder) for one in (case, best or case))
                 )
                 if own:
@@ -247,6 +253,29 @@ def summarise(
                     count = len(members[0].names)
                     summaries.append(_summary(case, kind, count, embedder, own, others))
     return summaries
+
+
+def training_of(row: Row) -> tuple[str, int]:
+    """Return the data set and the seed of the LoRA that made a row's picture."""
+    return row.data_set, row.training
+
+
+def common_trainings(
+    rows: Iterable[Row], cases: Sequence[Case]
+) -> dict[str, frozenset[tuple[str, int]]]:
+    """Return the trainings of which all of an experiment's cases have pictures, by experiment.
+
+    Cases are compared on the same pairs and seeds; one that has no picture at all is left out.
+    """
+    trainings: dict[str, set[tuple[str, int]]] = {}
+    for row in rows:
+        trainings.setdefault(row.variant, set()).add(training_of(row))
+    found = {}
+    for name in dict.fromkeys(case.experiment for case in cases):
+        variants = {case.variant.name for case in cases if case.experiment == name}
+        sets = [trainings[variant] for variant in variants if variant in trainings]
+        found[name] = frozenset(set.intersection(*sets)) if sets else frozenset()
+    return found
 
 
 def best_of(case: Case, cases: Iterable[Case]) -> Case | None:

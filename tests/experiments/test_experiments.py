@@ -30,7 +30,7 @@ from experiments.plan import (
 )
 from experiments.plots import FIGURES, write_figures
 from experiments.report import read_rows, write_rows
-from experiments.results import Row, flat, markdown, rows_of, summarise
+from experiments.results import Row, common_trainings, flat, markdown, rows_of, summarise
 from experiments.stats import Interval, agreement, bootstrap, cohens_kappa, ranked_rightly
 from mini import recipe
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2, tiny_sdxl
@@ -212,6 +212,18 @@ def test_what_others_are_behind_is_paired_by_picture():
     told = {one.label: one for one in summarise([*pictures, *best], cases, SETS)}
     assert told["Seg-Mix"].behind["success"].mean == 0.5
     assert told["MuDI"].behind == {}
+
+
+def test_an_experiment_counts_the_trainings_that_all_its_cases_have():
+    """A second training of Seg-Mix alone counts in none of the two."""
+    cases = plan_cases(["methods"], 0.1)
+    rows = some_rows()
+    rows += [replace(row, variant="segmix_gamma_0.1") for row in rows]
+    alone = [replace(row, training=1, verdict="mixed") for row in some_rows()]
+    assert common_trainings(rows + alone, cases) == {"methods": {("foxes", 0)}}
+    assert summarise(rows + alone, cases, SETS) == summarise(rows, cases, SETS)
+    more = [replace(row, variant="segmix_gamma_0.1") for row in alone]
+    assert {one.trainings for one in summarise(rows + alone + more, cases, SETS)} == {2}
 
 
 def test_pairs_of_both_kinds_are_also_counted_together():
