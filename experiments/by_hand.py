@@ -5,9 +5,10 @@
         --verdicts hand/verdicts.jsonl
 
 `sample` draws pictures of all subjects at random, whatever made them, onto numbered sheets that do
-not tell the method, and writes verdicts.jsonl to fill in: `count`, how many subjects there are, and
-`verdict`, "good" or what is wrong. `compare` gives each embedder's agreement with it, what each
-way of making pictures comes to by hand, and of several files, a judge each, how far they agree.
+not tell the method, and writes rules.txt for who judges and verdicts.jsonl to fill in: `count`, how
+many subjects there are, and `verdict`, "good" or what is wrong. `compare` gives each embedder's
+agreement with it, what each way of making pictures comes to by hand, and of several files, a judge
+each, how far they agree.
 """
 
 import random
@@ -21,13 +22,29 @@ from experiments.report import read_rows
 from experiments.results import GOOD, Row, grouped, mean_of, told
 from experiments.stats import agreement, cohens_kappa
 from mudi.ground.errors import program, refuse
-from mudi.ground.files import write_image, write_records
+from mudi.ground.files import write_image, write_records, write_text
 from mudi.ground.flags import flag, parse, range_complaints
 from mudi.ground.sheets import contact_sheet
 from mudi.images import load_rgb
 from mudi.metadata import MetadataError, read_records
 
 VERDICTS = "verdicts.jsonl"
+RULES_FILE = "rules.txt"
+RULES = f"""\
+Know the subjects from their photos: of which class they are, which colours are where, what they
+wear.
+Then judge each picture by itself; do not guess what made it.
+
+count: how many things there are, apart or touching; one that is made of parts of both counts once.
+verdict:
+  {GOOD}     all subjects that the prompt names are there, once each, and each is itself: of its
+           class's shape as far as such small pictures allow, its own colours in about the right
+           places, not another's. Missing or vague accessories, blur, ragged edges and a wrong
+           background are forgiven; wrong colours, and what belongs to another, are not.
+  mixed    something is not itself: a blend, in another's colours, or like none of them.
+  missing  what is there is itself, but one is not there.
+  extra    all are there, each itself, but something too many times.
+"""
 Verdicts = dict[str, dict[str, Any]]  # a judge's filled-in lines by picture
 SHEET_COLUMNS, SHEET_ROWS = 5, 4
 TILE = 256  # px
@@ -84,7 +101,11 @@ def sample(rows: list[Row], args: HandArgs) -> None:
     blank = {"count": None, "verdict": None}
     lines = [{"number": i, "image": name, **blank} for i, name in enumerate(chosen)]
     write_records(args.output / VERDICTS, lines)
-    print(f"look at the sheets in {args.output} and fill in {args.output / VERDICTS}")
+    write_text(args.output / RULES_FILE, RULES)
+    print(
+        f"look at the sheets in {args.output} and fill in {args.output / VERDICTS} "
+        f"by {args.output / RULES_FILE}"
+    )
 
 
 def read_verdicts(path: Path) -> Verdicts:

@@ -290,6 +290,7 @@ def test_a_persons_verdicts_are_compared_with_the_metric_s(tmp_path, capsys):
     drawn = [json.loads(text) for text in template.read_text().splitlines()]
     assert sorted(record["image"] for record in drawn) == [f"{i}.png" for i in range(4)]
     assert (tmp_path / "hand" / "sheet_00.png").is_file()
+    assert "good     all subjects" in (tmp_path / "hand" / "rules.txt").read_text()
     said = {"0": (2, "good"), "1": (2, "good"), "2": (2, "good"), "3": (3, "extra")}
     filled = [{**r, **dict(zip(("count", "verdict"), said[r["image"][0]], strict=True))}
               for r in drawn]  # fmt: skip
