@@ -18,8 +18,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from experiments.report import read_rows
-from experiments.results import GOOD, Row, grouped, mean_of, told
+from experiments.results import grouped, mean_of, told
+from experiments.rows import GOOD, Row, read_rows
 from experiments.stats import agreement, cohens_kappa
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_image, write_records, write_text
@@ -41,7 +41,8 @@ verdict:
            class's shape as far as such small pictures allow, its own colours in about the right
            places, not another's. Missing or vague accessories, blur, ragged edges and a wrong
            background are forgiven; wrong colours, and what belongs to another, are not.
-  mixed    something is not itself: a blend, in another's colours, or like none of them.
+  mixed    something is not itself: a blend (of which a single one is mixed, not missing), in
+           another's colours, or like none of them.
   missing  what is there is itself, but one is not there.
   extra    all are there, each itself, but something too many times.
 """
@@ -81,8 +82,9 @@ def main(args: HandArgs) -> None:
     if not judges:
         refuse(["compare needs --verdicts, the filled-in file"])
     for name, verdicts in judges.items():
-        told = [*compare(rows, verdicts), *by_variant(rows, verdicts)]
-        print(*[name] * (len(judges) > 1), *told, sep="\n")
+        if len(judges) > 1:
+            print(name)
+        print(*compare(rows, verdicts), *by_variant(rows, verdicts), sep="\n")
     for one, other in combinations(judges, 2):
         print(between((one, other), judges[one], judges[other]))
 
@@ -156,14 +158,14 @@ def compare(rows: list[Row], verdicts: Verdicts) -> list[str]:
 def between(names: tuple[str, str], ours: Verdicts, theirs: Verdicts) -> str:
     """Return how far two judges agree about the pictures that both have judged."""
     both = [(own, theirs[image]) for image, own in ours.items() if image in theirs]
-    told = " and ".join(names)
+    judges = " and ".join(names)
     if not both:
-        return f"{told}: no picture in common"
+        return f"{judges}: no picture in common"
     counts = agreement(*zip(*[(a["count"], b["count"]) for a, b in both], strict=True))
     good = [(a["verdict"] == GOOD, b["verdict"] == GOOD) for a, b in both]
     one, other = zip(*good, strict=True)
     return (
-        f"{told}: {len(both)} pictures; the same count in {counts:.0%}, the same success in "
+        f"{judges}: {len(both)} pictures; the same count in {counts:.0%}, the same success in "
         f"{_agreeing(one, other)}; good {sum(one)} and {sum(other)}, by both "
         f"{sum(a and b for a, b in good)}"
     )

@@ -17,7 +17,7 @@ from PIL import Image
 
 from experiments.data_sets import find_data_sets, write_miniatures
 from experiments.plan import DataSet
-from experiments.results import Record, Row, rows_of
+from experiments.rows import Record, Row, rows_of
 from experiments.scoring import (
     MetricArgs,
     embedder_labels,

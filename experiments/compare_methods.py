@@ -39,7 +39,7 @@ from experiments.plan import (
     plan_units,
 )
 from experiments.report import METRIC, RUN, write_report
-from experiments.results import Record, Row, rows_of
+from experiments.rows import Record, Row, rows_of
 from experiments.scoring import (
     MetricArgs,
     embedder_labels,

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from experiments.data_sets import find_data_sets, write_miniatures
 from experiments.plan import EXPERIMENTS, Case, plan_cases
-from experiments.report import METRIC, RESULTS, RUN, read_rows, write_report
-from experiments.results import Row
+from experiments.report import METRIC, RUN, write_report
+from experiments.rows import RESULTS, Row, read_rows
 from mini import recipe
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_text

@@ -29,8 +29,8 @@ from experiments.plan import (
     plan_units,
 )
 from experiments.plots import FIGURES, write_figures
-from experiments.report import read_rows, write_rows
-from experiments.results import Row, common_trainings, flat, markdown, rows_of, summarise
+from experiments.results import common_trainings, flat, markdown, summarise
+from experiments.rows import Row, read_rows, rows_of, write_rows
 from experiments.stats import Interval, agreement, bootstrap, cohens_kappa, ranked_rightly
 from mini import recipe
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2, tiny_sdxl
