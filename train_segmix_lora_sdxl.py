@@ -76,7 +76,7 @@ from mudi.losses import latent_weight
 from mudi.training import checks, dry_run, publish, runtime, saving, validation
 from mudi.training.optimizers import Training, prepare_training
 from mudi.training.stats import Pass, StepLog
-from mudi.training.words import make_words, tell_cost
+from mudi.training.words import make_words, tell_cost, tell_lacking
 
 
 def check_args(args: SdxlArgs) -> list[str]:
@@ -230,12 +230,14 @@ def train(
 def main(args: SdxlArgs) -> None:
     run = runtime.set_up(args, check_args(args), SDXL)
     subjects = run.dataset.subjects
+    if args.learn_words:
+        tell_lacking(subjects)
     load = partial(load_models, names=subjects.names.values())
     if args.dry_run:
         return dry_run.tell(args, run, SDXL, check_args, load, run_pass)
     models = load(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
-    parts = (StableDiffusionXLPipeline, models.adapted)
+    parts = (StableDiffusionXLPipeline, models.adapted, run.plan.num_steps)
     publish.finish(args, run.accelerator, subjects, *parts, words=models.words)
 
 

@@ -152,7 +152,8 @@ def find_loras(run: Path, problems: list[str]) -> dict[int, Path]:
     loras = {step: path for step, path in saves(run).items() if (path / WEIGHTS_NAME).is_file()}
     if not loras:
         problems.append(f"{run}: no save-<step> folder with a LoRA; train with --save_steps")
-    last = run_arguments(run).get("max_train_steps")
+    own = run_arguments(run)
+    last = own.get("step", own.get("max_train_steps"))  # runs by epochs once did not tell
     if (run / WEIGHTS_NAME).is_file() and isinstance(last, int):
         loras.setdefault(last, run)
     return dict(sorted(loras.items()))

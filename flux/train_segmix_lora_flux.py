@@ -202,7 +202,8 @@ def main(args: FluxArgs) -> None:
         return dry_run.tell(args, run, FLUX, check_args, load_models, run_pass)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
-    publish.finish(args, run.accelerator, run.dataset.subjects, FluxPipeline, models.adapted)
+    parts = (FluxPipeline, models.adapted)
+    publish.finish(args, run.accelerator, run.dataset.subjects, *parts, run.plan.num_steps)
 
 
 if __name__ == "__main__":

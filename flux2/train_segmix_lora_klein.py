@@ -169,7 +169,8 @@ def main(args: KleinArgs) -> None:
         return dry_run.tell(args, run, KLEIN, check_args, load_models, run_pass)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
-    publish.finish(args, run.accelerator, run.dataset.subjects, Flux2KleinPipeline, models.adapted)
+    parts = (Flux2KleinPipeline, models.adapted)
+    publish.finish(args, run.accelerator, run.dataset.subjects, *parts, run.plan.num_steps)
 
 
 if __name__ == "__main__":

@@ -194,7 +194,8 @@ class WordPrompts:
     ):
         self._words, self._encode = words, encode
         plain = dict.fromkeys(map(words.vocabulary.with_nouns, prompts))
-        self._table = PromptTable(encode, list(plain), device)
+        with words.as_they_are():  # a noun may be another subject's name
+            self._table = PromptTable(encode, list(plain), device)
 
     def __call__(self, prompts: list[str]) -> Embeddings:
         return joined(list(map(self._look_up, prompts)))

@@ -5,7 +5,8 @@ that at first it means what the noun means. Only these rows train; the encoders'
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,26 @@ class LearnedWords(nn.Module):
         """Take one mapping of rows for each word; their norms are those that `rescale` gives."""
         super().__init__()
         self.words, self.vocabulary = tuple(words), Vocabulary(words)
-        self._disable_adapters = False
+        self._disable_adapters, self._replaces = False, True
         self.counts = {name: [len(own[name]) for own in rows] for name in ENCODERS}
         self.rows = nn.ParameterDict(
             {name: Parameter(torch.cat([own[name].float() for own in rows])) for name in ENCODERS}
         )
         for name, values in self.rows.items():
             self.register_buffer(f"norm_{name}", _norms(values.detach()), persistent=False)
+
+    @contextmanager
+    def as_they_are(self) -> Iterator[None]:
+        """Let prompts be read as they stand inside, no name replaced, not even by its noun."""
+        self._replaces = False
+        try:
+            yield
+        finally:
+            self._replaces = True
+
+    @property
+    def replaces(self) -> bool:
+        return self._replaces
 
     @property
     def disable_adapters(self) -> bool:
@@ -103,8 +117,7 @@ class LearnedWords(nn.Module):
         """Write EMBEDDINGS/<token>.safetensors, one a word, as ComfyUI and A1111 load them."""
         for word, rows in zip(self.words, self._all(), strict=True):
             state = {name: values.clone().cpu() for name, values in rows.items()}
-            file = folder / EMBEDDINGS / f"{word.token}.safetensors"
-            replace_file(file, partial(save_file, state))
+            replace_file(_embedding_file(folder, word), partial(save_file, state))
 
     def _all(self) -> list[dict[str, Tensor]]:
         return [self.of_word(i) for i in range(len(self.words))]
@@ -170,7 +183,7 @@ def attach(pipeline: Any, words: LearnedWords) -> None:
     if not all(getattr(pipeline, part, None) for parts in ENCODERS.values() for part in parts):
         raise WordError(f"a {type(pipeline).__name__} takes no learned words, which are SDXL's")
     before: dict[str, Any] = {}
-    ends = []
+    ends, own = [], []
     for name, (tokenizer_name, encoder_name) in ENCODERS.items():
         tokenizer, encoder = getattr(pipeline, tokenizer_name), getattr(pipeline, encoder_name)
         base = encoder.get_input_embeddings()
@@ -182,10 +195,11 @@ def attach(pipeline: Any, words: LearnedWords) -> None:
         before[tokenizer_name], before[encoder_name] = tokenizer, (encoder, base)
         first = len(tokenizer)
         extended = with_tokens(tokenizer, words.words, words.counts[name])
+        own.append((extended, tokenizer))
         setattr(pipeline, tokenizer_name, extended)
         encoder.set_input_embeddings(WordEmbedding(base, first, words, name))
         ends += _read_at_the_end(encoder, tokenizer.eos_token_id)
-    pipeline.maybe_convert_prompt = _Converter(words)
+    pipeline.maybe_convert_prompt = _Converter(words, pipeline.maybe_convert_prompt, own)
     setattr(pipeline, _ATTACHED, (words, before, ends))
 
 
@@ -235,10 +249,20 @@ def _read_at_the_end(encoder: nn.Module, end: int) -> list[Any]:
 
 
 class _Converter:
-    """Stands for a pipeline's `maybe_convert_prompt`: names become tokens, or nouns if switched."""
+    """Stands for a pipeline's `maybe_convert_prompt`: names become tokens, or nouns if switched.
 
-    def __init__(self, words: LearnedWords):
-        self._words = words
+    Args:
+        plain: the pipeline's own, for textual inversions that it had before.
+        tokenizers: each that knows the words' tokens, with the one that does not.
+    """
+
+    def __init__(
+        self,
+        words: LearnedWords,
+        plain: Callable[[str, Any], str],
+        tokenizers: Sequence[tuple[Any, Any]],
+    ):
+        self._words, self._plain, self._tokenizers = words, plain, tokenizers
 
     def __call__(self, prompt: str | list[str], tokenizer: Any) -> str | list[str]:
         if isinstance(prompt, list):
@@ -246,6 +270,11 @@ class _Converter:
         return self._converted(prompt, tokenizer)
 
     def _converted(self, text: str, tokenizer: Any) -> str:
+        for known, base in self._tokenizers:
+            if known is tokenizer:
+                text = self._plain(text, base)
+        if not self._words.replaces:
+            return text
         if self._words.disable_adapters:
             return self._words.vocabulary.with_nouns(text)
         known = tokenizer.added_tokens_encoder
@@ -257,6 +286,33 @@ class _Converter:
             return " ".join(word.pieces(count))
 
         return self._words.vocabulary.replace(text, tokens)
+
+
+def write_results(folder: Path, words: LearnedWords | None) -> None:
+    """Write a run's words and their one-word files; remove an earlier run's, and no other files.
+
+    Those would be taken for this run's.
+
+    Args:
+        words: None: the run learned none.
+    """
+    file = folder / FILE_NAME
+    earlier = read_words(file) if file.is_file() else ()
+    if words is None:
+        file.unlink(missing_ok=True)
+    else:
+        words.save(folder)
+        words.save_embeddings(folder)
+    own = {word.token for word in words.words} if words else set()
+    for word in earlier:
+        if word.token not in own:
+            _embedding_file(folder, word).unlink(missing_ok=True)
+    if (folder / EMBEDDINGS).is_dir() and not any((folder / EMBEDDINGS).iterdir()):
+        (folder / EMBEDDINGS).rmdir()
+
+
+def _embedding_file(folder: Path, word: Word) -> Path:
+    return folder / EMBEDDINGS / f"{word.token}.safetensors"
 
 
 def save_words(file: Path, words: Sequence[Word], rows: Sequence[Rows]) -> Path:

@@ -201,6 +201,12 @@ def main(args: MergeArgs) -> None:
     base = args.pretrained_model_name_or_path
     outlines = read_outlines(args.loras, problems, base)
     words = read_words(outlines, problems)
+    beside = args.output.with_name(FILE_NAME)
+    if not words and beside.is_file():
+        problems.append(
+            f"--output {args.output}: {beside} there would be taken for its learned words; give "
+            "another folder"
+        )
     refuse(problems)
 
     try:

@@ -42,13 +42,19 @@ def word_of(name: str) -> Word:
     """Return the word that a subject's name becomes.
 
     Raises:
-        WordError: the name is one word: no noun is left to start from.
+        WordError: the name is one word, so that no noun is left to start from, or all of its
+            letters are in one.
     """
     name = folded(name)
     noun = class_noun(name)
     token = re.sub(r"\W+", "_", name.lower()).strip("_")
     if noun == name or not token:
         raise WordError(f'the name "{name}" is one word: a learned word starts from its noun')
+    if "_" not in token:  # as that of "-- robot": every "robot" in a prompt would be it
+        raise WordError(
+            f'the name "{name}" has letters in one word only, "{token}", which a learned word '
+            "can't be told from; give it a rare word of letters"
+        )
     return Word(name, noun, token)
 
 

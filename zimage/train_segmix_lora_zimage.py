@@ -172,7 +172,8 @@ def main(args: ZImageArgs) -> None:
         return dry_run.tell(args, run, ZIMAGE, check_args, load_models, run_pass)
     models = load_models(args, run.accelerator, run.dataset.prompts())
     train(args, run.accelerator, models, run.dataset, run.plan)
-    publish.finish(args, run.accelerator, run.dataset.subjects, ZImagePipeline, models.adapted)
+    parts = (ZImagePipeline, models.adapted)
+    publish.finish(args, run.accelerator, run.dataset.subjects, *parts, run.plan.num_steps)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 import math
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from types import NoneType
@@ -265,8 +265,15 @@ def id_numbers(
     return numbers
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say which of the run's settings differ from the checkpoint's, one line each."""
+def differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], plain: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Say which of the run's settings differ from the checkpoint's, one line each.
+
+    Args:
+        plain: what settings that are not in saved were: the defaults of flags that came later.
+    """
+    saved = {**(plain or {}), **saved}
     return [
         f"{key} was {saved.get(key)!r} and is {value!r}"
         for key, value in now.items()

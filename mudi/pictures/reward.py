@@ -13,7 +13,7 @@ v_base), where r = 1 is the LoRA alone.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def reward_guidance(
 
     Args:
         rewards: r (B, C, h, w) as the pipeline's latents are, for FLUX packed.
-        base_prompts: what the base is asked, a text for each of the call's.
+        base_prompts: what the base is asked, a text for each of the call's; read as they stand.
         guidance_scale: s, as the pipeline is called with.
         negative_prompt: stands in the empty prompt's place, for the base as well (SDXL).
 
@@ -74,7 +74,9 @@ def reward_guidance(
     models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     models += attached(pipeline)
     kind = _KINDS[backbone.guidance]
-    with torch.no_grad(), adapters_off(*models):
+    with torch.no_grad(), adapters_off(*models), ExitStack() as held:
+        for words in attached(pipeline):
+            held.enter_context(words.as_they_are())
         base = kind(pipeline, base_prompts, guidance_scale, negative_prompt)
     rewards = rewards.to(base.tokens.device)
 

@@ -45,6 +45,7 @@ from mudi.init_noise import (
     starts_without_signal,
     subject_latents,
 )
+from mudi.learned_words import attached
 from mudi.metadata import Photo, Subjects
 from mudi.pictures.reward import reward_guidance, reward_map
 from mudi.pictures.shot_args import named_subjects
@@ -268,7 +269,8 @@ class Sampler:
 
     def base_prompt(self, prompt: str) -> str:
         """Return what reward guidance asks the base for, in a prompt's place."""
-        return replace_names(prompt, self._nouns)
+        tokens = {w.token: w.noun for words in attached(self.pipeline) for w in words.words}
+        return replace_names(prompt, {**tokens, **self._nouns})
 
     def _guidance(
         self, shots: Sequence[Shot], starts: Sequence[Start | None]

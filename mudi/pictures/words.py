@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 
+from mudi.ground.errors import first_line
 from mudi.ground.flags import looks_local
 from mudi.learned_words import LearnedWords, attach, detach, join_words
 from mudi.words import FILE_NAME, WordError, words_file
@@ -51,6 +57,9 @@ def find_words(lora: str, cache_dir: str | None = None) -> Path | None:
 
     Args:
         lora: a file, a training run's folder, or a hub id.
+
+    Raises:
+        WordError: the hub does not say.
     """
     if Path(lora).exists() or looks_local(lora):
         return words_file(Path(lora))
@@ -61,3 +70,5 @@ def find_words(lora: str, cache_dir: str | None = None) -> Path | None:
         return None
     except EntryNotFoundError:
         return None
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise WordError(f"{lora}: {first_line(error)}") from error

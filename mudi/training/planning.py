@@ -156,7 +156,7 @@ def _find_resume(args: TrainingArgs, output_dir: Path) -> Path | None:
         logger.info(f"--resume_from_checkpoint latest: none in {output_dir}, starting anew")
         return None
     now = {key: value for key, value in vars(args).items() if key in resuming(args, FIXED)}
-    if changed := differences(read_state(checkpoint)["settings"], now):
+    if changed := differences(read_state(checkpoint)["settings"], now, vars(type(args)())):
         raise SetupError(f"{checkpoint} cannot be continued: {'; '.join(changed)}")
     return checkpoint
 

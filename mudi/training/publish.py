@@ -133,16 +133,18 @@ def finish(
     subjects: Subjects,
     pipeline_class: Any,
     models: Mapping[str, Any],
+    step: int,
     words: LearnedWords | None = None,
 ) -> None:
     """Write the results and the model card, upload them if asked for, close the trackers.
 
     Args:
+        step: the run's last.
         words: learned ones.
     """
     if accelerator.is_main_process:
         folder = Path(args.output_dir)
-        save_results(folder, args, pipeline_class, models, subjects.names, words=words)
+        save_results(folder, args, step, pipeline_class, models, subjects.names, words=words)
         write_model_card(folder, args, subjects, pipeline_class.__name__)
         logger.info(f"the LoRA is {folder / WEIGHTS_NAME}")
         if args.push_to_hub:

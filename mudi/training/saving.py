@@ -27,7 +27,7 @@ from mudi.ground.files import (
     write_text,
 )
 from mudi.ground.flags import differences
-from mudi.learned_words import LearnedWords, load_words
+from mudi.learned_words import LearnedWords, load_words, write_results
 from mudi.training.args import TrainingArgs
 from mudi.training.checkpoints import (
     STATE_NAME,
@@ -74,7 +74,8 @@ def restore(
         SetupError: a file is missing or broken, or does not fit the models.
     """
     step = step_of(checkpoint)
-    for change in differences(read_state(checkpoint)["settings"], settings):
+    earlier = read_state(checkpoint)["settings"]
+    for change in differences(earlier, settings, vars(TrainingArgs())):
         logger.warning(
             f"{checkpoint.name}: {change} from step {step + 1} on; "
             "the run does not continue exactly"
@@ -239,7 +240,7 @@ def save_if_due(
         with new_folder(output_dir / f"save-{step}") as folder:
             names = record["settings"]["names"]
             parts = (pipeline_class, models, names)
-            save_results(folder, args, *parts, is_end=False, words=words)
+            save_results(folder, args, step, *parts, is_end=False, words=words)
     if step % args.checkpointing_steps == 0:
         save_checkpoint(accelerator, output_dir, step, record, args.checkpoints_total_limit)
 
@@ -247,6 +248,7 @@ def save_if_due(
 def save_results(
     folder: Path,
     args: TrainingArgs,
+    step: int,
     pipeline_class: Any,
     models: Mapping[str, Any],
     names: Mapping[str, str],
@@ -256,13 +258,13 @@ def save_results(
     """Write the LoRA's files and the run's arguments into folder; see `write_loras`.
 
     Args:
+        step: of the run, after which this is.
         words: learned ones, which come in our container and in one file each.
     """
-    if words is not None:
-        words.save(folder)
-        words.save_embeddings(folder)
+    write_results(folder, words)
     write_loras(folder, args, pipeline_class, models, names, is_end)
-    arguments = json.dumps(public_arguments(args), indent=2, ensure_ascii=False)
+    told = {"step": step, **public_arguments(args)}
+    arguments = json.dumps(told, indent=2, ensure_ascii=False)
     write_text(folder / ARGUMENTS_NAME, arguments + "\n")
 
 

@@ -8,8 +8,9 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from mudi.learned_words import LearnedWords, attach, fresh_words, load_words
+from mudi.metadata import Scene, Subjects
 from mudi.training.args import TrainingArgs
-from mudi.words import words_file, words_of
+from mudi.words import Vocabulary, word_of, words_file, words_of
 
 logger = get_logger("mudi")
 
@@ -31,6 +32,25 @@ def make_words(args: TrainingArgs, pipeline: Any, names: Iterable[str]) -> Learn
             logger.warning(f"{file}: {', '.join(left_out)}: not of this run, so not kept")
     attach(pipeline, words)
     return words
+
+
+def tell_lacking(subjects: Subjects) -> None:
+    """Warn of captions from which a subject's word is not learned."""
+    vocabularies = {s: Vocabulary([word_of(name)]) for s, name in subjects.names.items()}
+    asked = [
+        (picture.image.name, subject, caption)
+        for picture in subjects.pictures
+        for subject in (picture.subjects if isinstance(picture, Scene) else (picture.subject,))
+        for caption in picture.captions
+    ]
+    lacking = [one for one in asked if not vocabularies[one[1]].finds(one[2])]
+    if lacking:
+        image, subject, caption = lacking[0]
+        logger.warning(
+            f"--learn_words: {len(lacking)} of {len(asked)} captions lack a subject's name, whole "
+            f'and in the singular, as "{caption}" of {image} lacks "{subjects.names[subject]}": '
+            "words are learned from the others and from Seg-Mix's captions alone"
+        )
 
 
 def tell_cost(words: LearnedWords, encoders: Iterable[nn.Module], prompts: list[str]) -> None:

@@ -220,6 +220,15 @@ def test_what_is_told_of_a_choice():
     assert first[-1] == "it is the first: a smaller --save_steps may find a better one"
 
 
+def test_the_final_lora_of_a_training_by_epochs_counts(tmp_path):
+    for folder, step in ((tmp_path, 6), (tmp_path / "save-2", 2)):
+        folder.mkdir(exist_ok=True)
+        (folder / WEIGHTS_NAME).touch()
+        told = {"step": step, "max_train_steps": None, "num_train_epochs": 3}
+        (folder / "run_arguments.json").write_text(json.dumps(told))
+    assert checkpoints.find_loras(tmp_path, []) == {2: tmp_path / "save-2", 6: tmp_path}
+
+
 def test_what_is_wrong_is_told_before_anything_is_loaded(constructed, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "load_pipeline", lambda *_: pytest.fail("was loaded"))
     with pytest.raises(SystemExit, match="no save-<step> folder with a LoRA; train with --save_s"):

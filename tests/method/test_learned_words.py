@@ -1,6 +1,7 @@
 """Learned words: names in texts, tokens, start values, norms, files; on the tiny SDXL."""
 
 import copy
+import json
 import math
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionXLPipeline
-from helpers import NAMES
+from helpers import NAMES, DataFolder
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import Parameter
@@ -20,7 +21,10 @@ from mudi import denoising, learned_words, lora, merge_lora
 from mudi.backbones import sdxl
 from mudi.learned_words import LearnedWords, attach, detach, fresh_words, load_words
 from mudi.pictures.reward import reward_guidance
+from mudi.pictures.sampling import Sampler, Sampling
 from mudi.pictures.words import attach_words, find_words
+from mudi.texts import class_noun
+from mudi.training.checkpoints import STATE_NAME, write_digests
 from mudi.training.optimizers import prepare_training
 from mudi.words import FILE_NAME, Vocabulary, Word, WordError, words_file, words_of
 
@@ -68,6 +72,7 @@ def test_a_word_is_the_whole_name_and_starts_from_its_noun():
         (["robot"], '"robot" is one word'),
         (["olis robot", "Olis-robot x", "olis robot x"], 'olis_robot_x stands for both "Olis-ro'),
         (["olis robot", "olis robot 1"], 'olis_robot stands for both "olis robot" and'),
+        (["-- robot"], 'letters in one word only, "robot"'),
     ],
 )
 def test_names_that_cannot_be_told_apart_or_have_no_noun_are_refused(names, told):
@@ -206,6 +211,41 @@ def test_one_word_files_are_what_diffusers_textual_inversion_loads(
     torch.testing.assert_close(theirs, ours, **BITWISE)
 
 
+def test_a_run_s_folder_has_its_own_words_alone(pipeline, tmp_path):
+    """Those of a run before go; what someone else put there stays."""
+    folder = tmp_path / learned_words.EMBEDDINGS
+    learned_words.write_results(tmp_path, fresh_words(pipeline, PAIR))
+    (folder / "negative.safetensors").write_text("a user's")
+    later = words_of(["hta teddy bear", "pll corgi"])
+    learned_words.write_results(tmp_path, fresh_words(pipeline, later))
+    assert {path.stem for path in folder.iterdir()} == {"hta_teddy_bear", "pll_corgi", "negative"}
+    assert load_words(tmp_path / FILE_NAME)[0] == later
+    learned_words.write_results(tmp_path, None)
+    assert words_file(tmp_path) is None
+    assert [path.name for path in folder.iterdir()] == ["negative.safetensors"]
+    (folder / "negative.safetensors").unlink()
+    learned_words.write_results(tmp_path, fresh_words(pipeline, PAIR))
+    learned_words.write_results(tmp_path, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_that_the_pipeline_had_before_are_read_whole(sdxl_backbone):
+    own = StableDiffusionXLPipeline.from_pretrained(sdxl_backbone.base)
+    parts = (own.tokenizer, own.text_encoder), (own.tokenizer_2, own.text_encoder_2)
+    for tokenizer, encoder in parts:
+        width = encoder.get_input_embeddings().weight.shape[1]
+        rows = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+        own.load_textual_inversion(
+            rows, token="badhands", tokenizer=tokenizer, text_encoder=encoder
+        )
+    plain = encoded(own, "a robot, badhands", "a robot")
+    attach(own, fresh_words(own, PAIR))
+    torch.testing.assert_close(encoded(own, "a olis robot, badhands", "a robot"), plain, **BITWISE)
+    with lora.adapters_off(*learned_words.attached(own)):
+        found = encoded(own, "a olis robot, badhands", "a robot")
+    torch.testing.assert_close(found, plain, **BITWISE)
+
+
 def test_what_is_not_sdxl_s_or_of_another_size_is_refused(pipeline):
     rows = {"clip_l": torch.ones(1, 3), "clip_g": torch.ones(1, 3)}
     with pytest.raises(WordError, match="words of 3 numbers for clip_l, which has 32"):
@@ -235,7 +275,12 @@ def a_task(schedule, prompts):
 
 @pytest.mark.parametrize("more", ["", "--use_dora", "--train_text_encoder --use_dora"])
 @pytest.mark.parametrize(
-    ("names", "counts"), [(["olis dog"], [1]), (["hta black dog", "olis dog"], [2, 1])]
+    ("names", "counts"),
+    [
+        (["olis dog"], [1]),
+        (["hta black dog", "olis dog"], [2, 1]),
+        (["hta black dog", "black dog"], [2, 1]),  # one's noun is the other's name
+    ],
 )
 def test_dco_of_a_fresh_run_is_log_two_and_its_reference_stays_the_base(
     sdxl_backbone, tmp_path, more, names, counts
@@ -339,6 +384,35 @@ def test_a_run_leaves_its_words_and_says_what_they_cost_and_how_to_prompt(
     torch.testing.assert_close(three, two)
 
 
+def test_words_are_a_run_s_own_and_older_checkpoints_go_on(sdxl_backbone, tmp_path, caplog):
+    """A run without words after one with them leaves none; a flag that came later has its default.
+
+    Captions from which a word is not learned are told.
+    """
+    data = DataFolder(tmp_path / "data", NAMES)
+    for line in data.lines[1:]:
+        if line["id"] == "a":
+            line["text"] = "two olis robots"
+    data.save()
+    short = "--checkpointing_steps 1 --max_train_steps"
+    out = sdxl_backbone.train(tmp_path / "out", "--learn_words", short, "1", data=data.path)
+    told = (
+        "--learn_words: 3 of 9 captions lack a subject's name, whole and in the singular, as \"two"
+    )
+    assert any(told in text for text in caplog.messages), caplog.messages
+    assert words_file(out) is not None
+    sdxl_backbone.train(out, "--overwrite_output_dir", short, "1", data=data.path)
+    assert words_file(out) is None and not (out / learned_words.EMBEDDINGS).exists()
+
+    state = out / "checkpoint-1" / STATE_NAME
+    record = json.loads(state.read_text())
+    assert record["settings"].pop("learn_words") is False
+    state.write_text(json.dumps(record))
+    write_digests(state.parent)
+    sdxl_backbone.train(out, "--resume_from_checkpoint latest", short, "2", data=data.path)
+    assert (out / "checkpoint-2").is_dir()
+
+
 def test_flux_and_names_of_one_word_are_refused_with_the_reason(
     sdxl_backbone, flux_backbone, folder
 ):
@@ -424,6 +498,9 @@ def test_inference_and_validation_read_the_words_unasked_and_a_merge_keeps_them(
     merge_lora.main(merge_lora.parse_args([str(runs[0]), f"--output={merged}"]))
     assert words_file(merged).name == f"merged_{FILE_NAME}"
     assert abs(picture(merged, "merged") - ours).max() <= 1
+    into = runs[1] / "merged.safetensors"  # where runs[1]'s words are
+    with pytest.raises(SystemExit, match="would be taken for its learned words; give another"):
+        merge_lora.main(merge_lora.parse_args([str(bare), f"--output={into}"]))
     monkeypatch.setattr(inference, "load_pipeline", lambda *_: pytest.fail("was loaded"))
     words = [base, "--lora", *map(str, runs), f"--output_dir={tmp_path / 'clash'}", "--prompt=x"]
     with pytest.raises(SystemExit, match=r"--lora: .* olis_robot stands for both .*one/.*two/"):
@@ -445,5 +522,16 @@ def test_reward_guidance_asks_the_base_for_the_noun(pipeline):
     base = picture("a robot")
     attach(pipeline, moved(fresh_words(pipeline, PAIR)))
     assert abs(picture("a olis robot") - base).max() > 1e-4
-    with reward_guidance(pipeline, torch.zeros(1, 4, 8, 8), ["a olis robot"], 5.0):
+    with reward_guidance(pipeline, torch.zeros(1, 4, 8, 8), ["a robot"], 5.0):
         assert abs(picture("a olis robot") - base).max() < 1e-5
+
+
+def test_the_base_is_asked_as_it_stands_also_where_a_noun_is_another_s_name(pipeline):
+    names = ["hta black dog", "black dog"]
+    plain = encoded(pipeline, "a black dog")
+    attach(pipeline, words := moved(fresh_words(pipeline, words_of(names))))
+    with words.as_they_are(), lora.adapters_off(words):
+        torch.testing.assert_close(encoded(pipeline, "a black dog"), plain, **BITWISE)
+    sampling = Sampling((64, 64), 1)
+    sampler = Sampler(pipeline, sampling, None, nouns={name: class_noun(name) for name in names})
+    assert sampler.base_prompt("a hta black dog, a black_dog") == "a black dog, a dog"

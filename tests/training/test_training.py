@@ -44,6 +44,8 @@ def test_a_run_leaves_everything_that_it_promises(run_once):
     assert [p.name for p in (run_once / "validation").iterdir()] == ["validation-000004-0.png"]
     arguments = json.loads((run_once / "run_arguments.json").read_text())
     assert (arguments["rank"], arguments["seed"], arguments["dco_beta"]) == (2, 7, 1000.0)
+    early = json.loads((run_once / "save-2/run_arguments.json").read_text())
+    assert (early["step"], arguments["step"]) == (2, 4)
     assert arguments["hub_token"] is None
     card = (run_once / "README.md").read_text()
     assert "olis robot" in card and "load_lora_weights" in card
