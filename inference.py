@@ -39,15 +39,15 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from detect_and_compare.judge import read_basis
-from mudi.best_of.candidates import LIST, best_of_complaints, make_best
+from mudi.best_of.asked import complaints_of, file_layout, read_asked
+from mudi.best_of.candidates import LIST, make_best
 from mudi.ground.chat import LlmError
 from mudi.ground.errors import SetupError, loading, program, refuse
 from mudi.ground.files import write_image, write_text
 from mudi.ground.locks import hold
 from mudi.ground.work import Journal, join_processes, share
 from mudi.images import load_rgb
-from mudi.init_noise import Layout, LayoutError, load_layout
+from mudi.init_noise import Layout, LayoutError
 from mudi.metadata import Subjects
 from mudi.pictures.chat_model import llm_layout
 from mudi.pictures.export import start_latent, write_latent
@@ -74,27 +74,17 @@ from mudi.pictures.sampling import (
     Picture,
     Sampler,
     Sampling,
-    SamplingError,
     Shot,
     Stage,
-    photo_named,
     set_scheduler,
     signal_unit,
     start_sheet,
 )
 from mudi.pictures.shot_args import (
-    backbone_complaints,
     has_unit,
     named_subjects,
     negative_prompt,
-    number_complaints,
     read_gamma,
-    read_prompts,
-    read_reward,
-    read_scales,
-    read_subjects,
-    reward_complaints,
-    start_complaints,
 )
 from mudi.pictures.words import word_complaints
 
@@ -108,25 +98,13 @@ logger = logging.getLogger("mudi")
 def main(args: BestArgs) -> None:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    problems = [*pipeline_complaints(args), *number_complaints(args)]
-    prompts = read_prompts(args, problems)
-    subjects = read_subjects(args, problems)
-    ids = subjects.names if subjects else ()
-    gamma = read_gamma(args.gamma, ids, problems)
-    reward = read_reward(args.reward_guidance, ids, problems)
-    scales = read_scales(args.scales, ids, problems)
-    problems += best_of_complaints(args, prompts, subjects)
-    basis = None
-    if args.best_of > 1 and subjects:
-        basis = read_basis(args, subjects.folder, "--instance_data_dir", problems)
+    problems = pipeline_complaints(args)
+    asked = read_asked(args, problems)
     refuse(problems)
     base = args.pretrained_model_name_or_path
     backbone = pipeline_backbone(base, args.revision, args.cache_dir)
-    if gamma is None:
-        gamma = backbone.gamma if subjects else 0.0
-    problems = backbone_complaints(args, backbone)
-    problems += reward_complaints(args, backbone, reward, gamma)
-    problems += start_complaints(args, prompts, subjects, gamma)
+    prompts, subjects, gamma = asked.prompts, asked.subjects, asked.gamma_for(backbone)
+    problems = complaints_of(args, asked, backbone)
     for told in lora_outlines(args.lora, backbone, problems, args.cache_dir):
         for note in told.notes:
             logger.warning(note)
@@ -134,26 +112,27 @@ def main(args: BestArgs) -> None:
     used = [path for path, scale in zip(args.lora, args.lora_scales, strict=True) if scale != 0]
     refuse(word_complaints(used, args.cache_dir))
     if has_unit(args.gamma):
-        gamma = plain_gamma(args, ids)
+        gamma = plain_gamma(args, subjects.names if subjects else ())
 
     state = join_processes()
     hold(args.output_dir, state)
     layouts: list[Layout | None] = [None] * len(prompts)
     if subjects and args.layout != RANDOM:
         layouts = read_layouts(args, prompts, subjects, state)
+    more = (asked.scales, asked.reward)
     jobs = [
-        Job(f"{p:03}_{k:03}.png", Shot(prompt, args.seed + k, gamma, layout, scales, reward))
+        Job(f"{p:03}_{k:03}.png", Shot(prompt, args.seed + k, gamma, layout, *more))
         for p, (prompt, layout) in enumerate(zip(prompts, layouts, strict=True))
         for k in range(args.num_images)
     ]
     if args.overwrite and state.is_main_process:
         forget(args.output_dir)
     state.wait_for_everyone()
-    if basis is None:
+    if asked.basis is None:
         make_all(jobs, args, subjects, state)
     else:
         load = partial(load_sampler, args, subjects, jobs, state)
-        make_best(jobs, args, basis, origin_of(args, subjects), load, state)
+        make_best(jobs, args, asked.basis, origin_of(args, subjects), load, state)
 
 
 def forget(folder: Path) -> None:
@@ -215,31 +194,26 @@ def read_layouts(
     """
     layouts: list[Layout | None] = []
     for prompt in prompts:
-        ids = named_subjects(prompt, subjects.names)
-        names = [subjects.names[subject] for subject in ids]
         path = Path(args.layout)
-        try:
-            if args.layout == LLM:
-                name = hashlib.sha256(f"{prompt} {names}".encode()).hexdigest()[:8]
-                path = args.output_dir / f"layout_{name}.json"
-                if state.is_main_process and not path.is_file():
-                    size = (
-                        args.width or args.resolution or 1024,
-                        args.height or args.resolution or 1024,
-                    )
-                    layout = llm_layout(
-                        prompt, names, args.llm_url or "", args.llm_model or "", size
-                    )
-                    write_text(path, json.dumps(asdict(layout)))
-                state.wait_for_everyone()
-            layout = load_layout(path, names)
-            for subject, photo in zip(ids, layout.photos, strict=False):
-                if photo is not None:
-                    photo_named(photo, subjects.photos_of(subject), subjects.folder)
-        except (LlmError, LayoutError, SamplingError) as error:
-            raise SetupError(f"--layout {args.layout}: {error}") from error
-        layouts.append(layout)
+        if args.layout == LLM:
+            names = [subjects.names[subject] for subject in named_subjects(prompt, subjects.names)]
+            name = hashlib.sha256(f"{prompt} {names}".encode()).hexdigest()[:8]
+            path = args.output_dir / f"layout_{name}.json"
+            if state.is_main_process and not path.is_file():
+                ask_layout(args, prompt, names, path)
+            state.wait_for_everyone()
+        layouts.append(file_layout(path, prompt, subjects))
     return layouts
+
+
+def ask_layout(args: PictureArgs, prompt: str, names: list[str], path: Path) -> None:
+    """Write the chat model's layout."""
+    size = (args.width or args.resolution or 1024, args.height or args.resolution or 1024)
+    try:
+        layout = llm_layout(prompt, names, args.llm_url or "", args.llm_model or "", size)
+    except (LlmError, LayoutError) as error:
+        raise SetupError(f"--layout {args.layout}: {error}") from error
+    write_text(path, json.dumps(asdict(layout)))
 
 
 def is_done(job: Job, journal: Journal, args: PictureArgs, origin: dict[str, Any]) -> bool:

@@ -16,7 +16,8 @@ class CandidateArgs:
     best_of: int = flag(
         1,
         "candidates a picture; kept is the one whose Detect-and-Compare score, of the subjects "
-        "that the prompt names, is best; candidate c of picture k, both from 0, has "
+        "that the prompt names, is best among those of the right count; candidate c of picture k, "
+        "both from 0, has "
         "seed + k + c * num_images",
         at_least=1,
     )

@@ -149,8 +149,17 @@ def score_of(line: Line) -> float:
 
 
 def best(lines: Sequence[Line]) -> int:
-    """Return which of a picture's candidates scored best, the first of equals."""
-    return max(range(len(lines)), key=lambda i: score_of(lines[i]))
+    """Return which of a picture's candidates is best, the first of equals.
+
+    The published score of a wrong count is 0, more than what mixed subjects may get; here any
+    picture with as many boxes as subjects goes before any other.
+    """
+    return max(range(len(lines)), key=lambda i: (_counts(lines[i]), score_of(lines[i])))
+
+
+def _counts(line: Line) -> bool:
+    """Say whether there are as many boxes as subjects that the prompt names."""
+    return len(line["boxes"]) == len(next(iter(line["scores"].values()))["subjects"])
 
 
 def find_todo(
@@ -324,7 +333,7 @@ def told(found: Mapping[str, Sequence[Line]], folder: Path) -> str:
     """Say what came of it, in a line."""
     made = sum(map(len, found.values()))
     first = [score_of(lines[0]) for lines in found.values()]
-    kept = [max(map(score_of, lines)) for lines in found.values()]
+    kept = [score_of(lines[best(lines)]) for lines in found.values()]
     return (
         f"{len(found)} pictures of {made} candidates in {folder}: mean score "
         f"{sum(kept) / len(kept):.3f}, of the first candidates {sum(first) / len(first):.3f}; "

@@ -33,6 +33,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from typing import Any
 
 from mudi.ground.errors import SetupError, program
@@ -57,6 +58,7 @@ from mudi.loop.stages import (
     Launch,
     Round,
     cut_words,
+    forget,
     judge_words,
     launcher,
     picture_words,
@@ -68,6 +70,8 @@ from mudi.metadata import load_subjects, read_records
 from mudi.texts import printable
 
 KEPT = "kept.jsonl"  # of the studio's page, in the pictures' folder
+# What may change as long as nothing was learned from a round's pictures
+FREE = ("prompts", "prompts_text", "pick", "cut", "real_share")
 SETTINGS, FIGURES, OUTCOME = "loop.json", "figures.json", "outcome.json"
 
 logger = logging.getLogger("mudi")
@@ -92,15 +96,44 @@ def main(args: argparse.Namespace, launch: Launch | None = None) -> None:
 def begin(settings: Settings) -> None:
     """Note what the loop's results follow from; refuse to mix them with another loop's.
 
+    What says which pictures the next round learns from (FREE) may change: it holds from the first
+    round on whose pictures nothing was learned from.
+
     Raises:
         SetupError: the folder holds a loop of other settings.
     """
     path = settings.output_dir / SETTINGS
     now = json.loads(json.dumps(settings.origin, default=str))
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
-    if told := differences(earlier, now):
+    bound = {key: value for key, value in now.items() if key not in FREE}
+    if told := differences(earlier, bound):
         raise SetupError(f"{path}: begun otherwise ({'; '.join(told)}); take another output_dir")
+    if told := differences(earlier, now):
+        made = open_round(settings)
+        logger.info("from round %d's pictures on, %s", made.number, "; ".join(told))
+        if earlier["prompts_text"] != now["prompts_text"]:
+            put_aside(made)
     write_text(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_round(settings: Settings) -> Round:
+    """Return the first round whose pictures nothing was learned from."""
+    rounds = (round_of(settings, number) for number in count())
+    return next(made for made in rounds if "cut" not in made.seconds())
+
+
+def put_aside(made: Round) -> None:
+    """Move a round's pictures to a folder of their own, out of the way of other prompts' ones."""
+    there = [path for path in (made.pictures, made.scores, made.picks) if path.exists()]
+    if not there:
+        return
+    forget(made, "pictures", "judge pictures")
+    folders = (made.folder / f"other_prompts_{number}" for number in count())
+    aside = next(folder for folder in folders if not folder.exists())
+    aside.mkdir()
+    for path in there:
+        path.rename(aside / path.name)
+    logger.info("its pictures of the earlier prompts are in %s", aside)
 
 
 def run(settings: Settings, launch: Launch) -> None:
@@ -136,20 +169,19 @@ def next_data(settings: Settings, made: Round, launch: Launch) -> str | None:
             f"it waits for you: say on the studio's page, or in {made.pictures / KEPT}, which "
             "pictures to keep, then give the same command again"
         )
-    with stage(made, "pick") as todo:
-        if todo:
-            write_records(made.picks, pick(settings, made))
+    if "cut" not in made.seconds():
+        write_records(made.picks, pick(settings, made))
     picks = read_records(made.picks)
     if all(record["fate"] != PICKED for record in picks):
         return (
-            f"round {made.number}: {why_none(picks)}. Better prompts, more pictures or a lower "
-            "pick.min_score may help"
+            f"round {made.number}: {why_none(picks)}. Better or more prompts or a lower "
+            "pick.min_score may help: change them and give the same command again"
         )
     if (subject := only_subject(picks)) is not None:
         name = load_subjects(settings.instance_data_dir).names[subject]
         return (
             f"round {made.number}: all picks show {name} alone, which teaches nothing of keeping "
-            "subjects apart; let more prompts name several, or make more pictures"
+            "subjects apart; let more prompts name several and give the same command again"
         )
     logger.info("round %d: cut", made.number)
     do(made, "cut", cut_words(settings, made), launch)

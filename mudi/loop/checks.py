@@ -5,31 +5,26 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 from detect_and_compare.judge import checkpoint_complaints, read_basis
 from mudi.backbones.table import BACKBONES
+from mudi.best_of.args import BestArgs
+from mudi.best_of.asked import complaints_of, layout_complaints, read_asked
 from mudi.ground.errors import RefusedError
 from mudi.ground.files import unwritable
 from mudi.ground.flags import parse, range_complaints
 from mudi.loop.cut import CutArgs
 from mudi.loop.judge import LoopJudgeArgs
 from mudi.loop.settings import ROOT, Settings
-from mudi.loop.stages import cut_words, flag_words, judge_words, round_of
+from mudi.loop.stages import cut_words, flag_words, judge_words, picture_flags, round_of
 from mudi.masks.folder import masking_complaints
 from mudi.metadata import MetadataError, Subjects, load_subjects
 from mudi.pictures.args import PictureArgs
-from mudi.pictures.shot_args import (
-    named_subjects,
-    number_complaints,
-    read_gamma,
-    read_prompts,
-    read_reward,
-    read_scales,
-)
+from mudi.pictures.shot_args import named_subjects, read_prompts
 from mudi.training import checks as training
 from mudi.training.args import TrainingArgs
 
@@ -43,6 +38,7 @@ OWN = {  # flags that the loop gives itself
     "judge": "images instance_data_dir output",
 }
 OWN["again"] = OWN["train"]
+TO_COME = "loop/lora"  # in the place of LoRAs that are not trained yet; as a hub's, not looked for
 
 
 def check(settings: Settings) -> None:
@@ -134,19 +130,24 @@ def _training_problems(settings: Settings) -> list[str]:
 
 
 def _picture_problems(settings: Settings, subjects: Subjects | None) -> list[str]:
+    """Return what `inference.py` would refuse once there is a LoRA."""
     problems: list[str] = []
-    flags = settings.pictures | {"output_dir": round_of(settings, 0).pictures}
-    args = _parsed(
-        PictureArgs, flags, "pictures", problems, required="pretrained_model_name_or_path"
-    )
-    if args is not None:
-        found = number_complaints(args)
-        ids = subjects.names if subjects else ()
-        read_gamma(args.gamma, ids, found)
-        read_reward(args.reward_guidance, ids, found)
-        read_scales(args.scales, ids, found)
-        problems += [f"pictures: {text}" for text in found]
-    return problems
+    known = {declared.name for declared in fields(BestArgs)}
+    for held_out in (False, True):
+        flags = picture_flags(settings, round_of(settings, 0), held_out) | {"lora": TO_COME}
+        words = flag_words({key: value for key, value in flags.items() if key in known})
+        args = _parsed(BestArgs, words, "pictures", problems)
+        if args is None:
+            break
+        found: list[str] = []
+        asked = read_asked(args, [] if subjects is None else found)
+        if subjects is not None:  # of prompts that name none it is told elsewhere
+            naming = [p for p in asked.prompts if named_subjects(p, subjects.names)]
+            asked = replace(asked, prompts=naming)
+            found += complaints_of(args, asked, BACKBONES[settings.backbone])
+            found += layout_complaints(args, asked)
+        problems += [f"pictures: {text}" for text in found if "names no subject" not in text]
+    return [problem for problem in problems if "--prompt_file" not in problem]
 
 
 def _judge_problems(settings: Settings) -> list[str]:
@@ -171,20 +172,15 @@ def _parsed(
     flags: Mapping[str, Any] | Sequence[str],
     table: str,
     problems: list[str],
-    required: str = "",
 ) -> Record | None:
-    """Read flags as their script will, those that it shares with others; add what is wrong.
-
-    Args:
-        required: a flag that the loop gives later.
-    """
+    """Read flags as their script will, those that it shares with others; add what is wrong."""
     if isinstance(flags, Mapping):
         known = {declared.name for declared in fields(record)}  # type: ignore[arg-type]
         flags = flag_words({key: value for key, value in flags.items() if key in known})
     told = StringIO()
     try:
         with redirect_stderr(told):
-            return parse(record, None, list(flags), table, **({required: ""} if required else {}))
+            return parse(record, None, list(flags), table)
     except SystemExit:
         problems.append(told.getvalue().strip().splitlines()[-1].replace(": error:", ":"))
         return None

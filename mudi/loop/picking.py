@@ -21,7 +21,7 @@ class Candidate:
     """A judged picture.
 
     Attributes:
-        thumbnail: (3 · THUMBNAIL²,) float, centred and of length 1; 0 of a plain picture.
+        thumbnail: (3 · THUMBNAIL²,) float, each channel centred, of length 1; 0 of a plain picture.
         kept: by hand; None: nobody said.
     """
 
@@ -33,8 +33,8 @@ class Candidate:
 def thumbnail(image: Image.Image) -> np.ndarray:
     """Return what two pictures' likeness is told by: the dot product is their correlation."""
     small = image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    values = np.asarray(small, dtype=np.float64).ravel()
-    values -= values.mean()
+    values = np.asarray(small, dtype=np.float64)
+    values = (values - values.mean(axis=(0, 1))).ravel()
     length = np.linalg.norm(values)
     return values / length if length else values
 
@@ -68,14 +68,15 @@ def fault_of(line: Line) -> str | None:
     """Say what is wrong with a picture, or return None: all that it names are there, as such."""
     if "scores" not in line:
         return "unreadable"
+    found = []
     for name in embedders_of(line)[0]:
         scores = line["scores"][name]
         if scores["verdict"] != "good":
             return str(scores["verdict"])
-        for subject, verdict in scores["subjects"].items():
-            if line["nearest"][name][verdict["detection"]] != subject:
-                return "mixed"
-    return None
+        found.append({s: verdict["detection"] for s, verdict in scores["subjects"].items()})
+        if any(line["nearest"][name][crop] != subject for subject, crop in found[-1].items()):
+            return "mixed"
+    return None if all(crops == found[0] for crops in found) else "mixed"
 
 
 def choose(candidates: Sequence[Candidate], rules: Pick) -> list[str]:

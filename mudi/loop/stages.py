@@ -66,6 +66,12 @@ def stage(made: Round, name: str) -> Iterator[bool]:
         write_text(made.times, json.dumps({**done, name: spent}, indent=2) + "\n")
 
 
+def forget(made: Round, *names: str) -> None:
+    """Let stages count as not done."""
+    kept = {name: spent for name, spent in made.seconds().items() if name not in names}
+    write_text(made.times, json.dumps(kept, indent=2) + "\n")
+
+
 def flag_words(flags: Mapping[str, Any]) -> list[str]:
     """Write a table of flags as a command line: a list's values side by side, {a = 1} as a=1."""
     words = []
@@ -99,25 +105,30 @@ def train_words(settings: Settings, made: Round) -> list[str]:
     return [str(settings.training_script), *words]
 
 
-def picture_words(settings: Settings, made: Round, held_out: bool) -> list[str]:
-    """Return the making of a round's pictures.
+def picture_flags(settings: Settings, made: Round, held_out: bool) -> dict[str, Any]:
+    """Return what a round's pictures are made by.
 
-    Held-out ones have the same seeds in each round, those to learn from new ones.
+    Held-out ones have the same seeds in each round; those to learn from have new ones in each,
+    which no held-out picture or candidate has: an equal seed is equal noise, layout and collage.
     """
     usual: dict[str, Any] = {
         "pretrained_model_name_or_path": settings.pretrained_model_name_or_path,
         "num_images": 4,
     }
     asked = usual | settings.pictures
-    new = 0 if held_out else made.number * asked["num_images"]
-    flags = asked | {
+    used = asked["num_images"] * asked.get("best_of", 1)
+    new = 0 if held_out else (made.number + 1) * used
+    return asked | {
         "lora": made.lora,
         "instance_data_dir": settings.instance_data_dir,
         "prompt_file": settings.held_out if held_out else settings.prompts,
         "seed": settings.seed + new,
         "output_dir": made.held_out if held_out else made.pictures,
     }
-    return [str(ROOT / "inference.py"), *flag_words(flags)]
+
+
+def picture_words(settings: Settings, made: Round, held_out: bool) -> list[str]:
+    return [str(ROOT / "inference.py"), *flag_words(picture_flags(settings, made, held_out))]
 
 
 def judge_words(settings: Settings, made: Round, held_out: bool) -> list[str]:

@@ -37,7 +37,7 @@ from mudi.loop.cut import cut_subjects
 from mudi.loop.picking import Candidate, choose, only_subject, thumbnail, why_none
 from mudi.loop.rounds import best_round, ended, figures_of
 from mudi.loop.settings import Pick, Stop, read_settings
-from mudi.loop.stages import flag_words, launcher, round_of, train_words
+from mudi.loop.stages import flag_words, launcher, picture_flags, round_of, train_words
 from mudi.masks.segment import foreground_segmenter
 from mudi.metadata import load_subjects
 
@@ -113,6 +113,21 @@ def test_a_round_trains_on_from_the_last_lora_on_its_picks(tmp_path):
     assert {"--max_train_steps=3", "--rank=2", "--seed=4"} <= set(second)
 
 
+def test_no_picture_that_is_learned_from_has_a_held_out_one_s_seed(tmp_path):
+    """Nor that of a candidate: equal seeds are equal noise, layouts and collages."""
+    path = write_loop(tmp_path, tmp_path)
+    path.write_text(path.read_text().replace("num_images = 3", "num_images = 3\nbest_of = 4"))
+    settings = read_settings(path)
+
+    def seeds(number, held_out):
+        flags = picture_flags(settings, round_of(settings, number), held_out)
+        return set(range(flags["seed"], flags["seed"] + 3 * 4))
+
+    assert seeds(0, True) == seeds(1, True)
+    found = [seeds(0, True), *(seeds(number, False) for number in range(3))]
+    assert len(set.union(*found)) == sum(map(len, found))
+
+
 # Picks
 
 
@@ -164,13 +179,31 @@ def test_all_embedders_but_the_last_pick():
     assert choose([candidate(0, three)], Pick()) == ["extra"]
 
 
+def test_embedders_that_take_each_subject_for_the_other_pick_nothing():
+    other = {"a": {"detection": 1}, "b": {"detection": 0}}
+    one = {"score": 0.9, "verdict": "good", "subjects": line("x")["scores"]["net"]["subjects"]}
+    nearest = {"1": ["a", "b"], "2": ["b", "a"], "3": ["a", "b"]}
+    scores = {"1": one, "2": {**one, "subjects": other}, "3": one}
+    made = line("x", scores=scores, nearest=nearest)
+    assert choose([candidate(0, made)], Pick()) == ["mixed"]
+
+
 def test_thumbnails_correlate_as_pictures_do():
     image = good_picture(PROMPTS[0], 1)
     darker = image.point(lambda value: value * 0.5 + 20)
     assert thumbnail(image) @ thumbnail(darker) == pytest.approx(1, abs=1e-3)
     assert thumbnail(image) @ thumbnail(good_picture(PROMPTS[0], 2)) < 0.9
-    plain = thumbnail(Image.new("RGB", (8, 8), "red").convert("L").convert("RGB"))
-    assert not plain.any()
+    assert not thumbnail(Image.new("RGB", (8, 8), "red")).any()
+
+
+def test_pictures_on_one_bright_background_are_not_alike_by_it():
+    def picture(left, top):
+        image = Image.new("RGB", (64, 64), "red")
+        image.paste("white", (left, top, left + 14, top + 14))
+        return thumbnail(image)
+
+    assert picture(4, 4) @ picture(40, 40) < 0.5
+    assert picture(4, 4) @ picture(4, 4) == pytest.approx(1)
 
 
 def test_what_is_said_of_picks():
@@ -285,7 +318,7 @@ def test_every_round_leaves_its_lora_figures_sheets_and_picks(finished):
 
 def test_picks_become_scenes_beside_the_photos(finished):
     picks = [json.loads(t) for t in (finished / "round_1/picks.jsonl").read_text().splitlines()]
-    assert len(picks) == 6 and {pick["seed"] for pick in picks} == {6, 7, 8}  # new ones a round
+    assert len(picks) == 6 and {pick["seed"] for pick in picks} == {9, 10, 11}  # new ones a round
     counts = Counter(pick["prompt"] for pick in picks if pick["fate"] == "picked")
     assert set(counts) == set(PROMPTS) and max(counts.values()) <= 2
     found = load_subjects(finished / "round_1/data")
@@ -388,9 +421,31 @@ def test_a_round_without_a_pick_ends_with_what_was_wrong(backbone, tmp_path, cap
     name = backbone.script.__name__.removeprefix("train_segmix_lora_")
     path = write_loop(tmp_path, backbone.base, backbone=name)
     told = ends(path, capsys, stages(bad_picture))
-    assert told.startswith("round 0: none of 6 pictures was picked: ") and "Better prompts" in told
+    assert told.startswith("round 0: none of 6 pictures was picked: ") and "more prompts" in told
     assert not (tmp_path / "out/round_1").exists()
     assert "none of 6 pictures" in (tmp_path / "out/index.html").read_text()
+
+
+def test_a_loop_without_a_pick_goes_on_with_other_rules_or_prompts(sdxl_backbone, tmp_path, capsys):
+    """Nothing is trained again; the pictures of the earlier prompts are put aside."""
+    path = write_loop(tmp_path, sdxl_backbone.base, pick="min_score = 1")
+    assert "0 picked" not in ends(path, capsys, stages())
+    path.write_text(path.read_text().replace("min_score = 1", "min_score = 0.5"))
+    (tmp_path / "prompts.txt").write_text(f"{PROMPTS[0]} on a beach\n")
+    launched: list[str] = []
+
+    def noting(words):
+        launched.append(Path(words[0]).stem if words[0] != "-m" else words[1])
+        stages()(words)
+
+    assert ends(path, capsys, noting) == "all 1 rounds are done"
+    assert launched[:3] == ["inference", "mudi.loop.judge", "mudi.loop.cut"] and len(launched) == 6
+    first = tmp_path / "out/round_0"
+    assert {p.name for p in (first / "other_prompts_0").iterdir()} == {
+        "pictures", "pictures.jsonl", "picks.jsonl",
+    }  # fmt: skip
+    captions = {scene.caption for scene in load_subjects(first / "data").scenes}
+    assert captions == {f"{PROMPTS[0]} on a beach"}
 
 
 def test_picks_of_one_subject_alone_end_it(sdxl_backbone, tmp_path, capsys):
@@ -405,6 +460,8 @@ def test_by_hand_it_waits_and_takes_what_was_kept(sdxl_backbone, tmp_path, capsy
     path = write_loop(tmp_path, sdxl_backbone.base, pick=pick)
     assert ends(path, capsys, stages()).startswith("it waits for you")
     kept = tmp_path / "out/round_0/pictures/kept.jsonl"
+    kept.write_text('{"image": "000_001.png", "keep": false}\n')
+    assert "none of 6 pictures was picked" in ends(path, capsys, stages())
     kept.write_text(
         '{"image": "000_001.png", "keep": true}\n{"image": "001_000.png", "keep": false}\n'
     )
@@ -424,7 +481,8 @@ def test_bad_prompts_flags_and_photos_are_told_before_anything_runs(sdxl_backbon
     for old, new in {
         "[train]": "[train]\nseed = 4\nmax_steps = 3",
         "[again]": "[again]\nlr_scheduler = 'up'\nrank = 'x'",
-        "steps = 1\n": "steps = 0\ngama = 3\n",
+        "steps = 1\n": "steps = 0\ngama = 3\nenough = 0.5\nlayout = 'no.json'\n"
+        "reward_guidance = ['a=1', 'b=2']\n",
         'detector = "foreground"': 'detector = "./no"',
         'segmenter = "foreground"': 'segmenter = "sam"',
     }.items():
@@ -446,6 +504,10 @@ def test_bad_prompts_flags_and_photos_are_told_before_anything_runs(sdxl_backbon
         "again: argument --rank: invalid int value: 'x'",
         "pictures: --steps 0: must be 1 or more",
         "pictures.gama: no such flag",
+        "pictures: --enough: does nothing without a --best_of of 2 or more",
+        "pictures: --layout does nothing with gamma 0",
+        "pictures: --layout no.json: ",
+        "pictures: --reward_guidance: one number a subject needs places",
         "judge: --detector ./no: no such folder",
         "cut: SAM checkpoint",
     ):

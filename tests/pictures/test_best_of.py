@@ -110,6 +110,17 @@ def test_the_best_is_the_metrics_own_best_of_the_same_seeds(straight, alone):
         assert np.array_equal(pixels(straight / line["image"]), pixels(alone[line["seed"]][1]))
 
 
+def judged(boxes: int, score: float) -> dict:
+    return {"boxes": [[0, 0, 1, 1]] * boxes,
+            "scores": {"net": {"score": score, "subjects": {"a": {}, "b": {}}}}}  # fmt: skip
+
+
+def test_mixed_subjects_go_before_a_wrong_count_whose_score_is_0():
+    lines = [judged(0, 0.0), judged(2, -0.3), judged(2, -0.2), judged(3, 0.0)]
+    assert candidates.best(lines) == 2
+    assert candidates.best(lines[::3]) == 0
+
+
 def test_kept_pictures_are_as_any_and_the_metric_takes_their_list(straight, tmp_path):
     records = kept(straight)
     assert list(records) == ["000_000.png", "000_001.png"]
