@@ -19,10 +19,15 @@ def colour_of(background: str) -> str:
     return background.split()[0]
 
 
+def asked_background(prompt: str) -> str:
+    """Return the world's background that a prompt names; "" where it names none."""
+    named = [name for name in background_names() if prompt.endswith(f" {name} background")]
+    return max(named, key=len, default="")
+
+
 def asked_colour(prompt: str) -> str | None:
     """Return the colour of the world's background that a prompt names; None: it names none."""
-    named = [name for name in background_names() if prompt.endswith(f" {name} background")]
-    return colour_of(max(named, key=len)) if named else None
+    return colour_of(asked_background(prompt)) if asked_background(prompt) else None
 
 
 class BackgroundJudge:

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from experiments.interventions import STARTS
-from experiments.plan import Unit, Variant
+from experiments.plan import LEARN_WORDS, Unit, Variant
 from experiments.training import train, training_process
 from mini import recipe
 from mudi.ground.files import write_image
@@ -35,6 +35,7 @@ PROMPTS = (  # each on a background that the miniature knows
     "{subjects} on an orange background",
 )
 MINIATURE_TRAINING = recipe.training_flags()
+MINIATURE_WORDS = recipe.word_flags()
 MINIATURE_PRIOR = "--num_images 15 --segmenter foreground --threshold 0.5"
 ALWAYS = (  # a stopped training goes on too; its LoRA is read here only
     "--checkpointing_steps 500 --checkpoints_total_limit 1 --resume_from_checkpoint latest "
@@ -58,6 +59,11 @@ class MakingArgs:
         MINIATURE_TRAINING,
         "flags of train_segmix_lora_sdxl.py for all trainings, with an equals sign "
         f'(--train_flags="{MINIATURE_TRAINING}")',
+        origin=True,
+    )
+    word_flags: str = flag(
+        MINIATURE_WORDS,
+        f'more of them where words are learned (--word_flags="{MINIATURE_WORDS}")',
         origin=True,
     )
     prior_flags: str = flag(
@@ -121,6 +127,8 @@ def training_words(unit: Unit, args: MakingArgs) -> list[str]:
     words += [f"--instance_data_dir={unit.data_set.folder}", f"--output_dir={lora_dir(unit, args)}"]
     words += [*ALWAYS, f"--seed={unit.seed}", *shlex.split(args.train_flags)]
     words += unit.training.flags
+    if LEARN_WORDS in unit.training.flags:
+        words += shlex.split(args.word_flags)
     if unit.training.prior:
         words.append(f"--class_data_dir={prior_dir(args) / unit.data_set.name}")
     return words

@@ -1,10 +1,12 @@
 """Runs the training script in a process of its own, apart from a launch's other processes."""
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -22,7 +24,8 @@ LAUNCH_VARIABLES = (
 def training_process(device: torch.device, log: Path) -> ProcessPoolExecutor:
     """Return a process that starts with its first training and stays for the next ones.
 
-    Importing the libraries takes longer than training a small LoRA, so not one process for each.
+    Importing the libraries takes longer than training a small LoRA, so not one process for each. It
+    ends with the process that asked for it, also if that is killed.
 
     Args:
         device: what it trains on.
@@ -47,7 +50,15 @@ def run_stage(words: Sequence[str]) -> None:
     script.main(script.parse_args(list(flags)))
 
 
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _leave_launch(kind: str, index: int | None, log: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in LAUNCH_VARIABLES:
         os.environ.pop(name, None)
     os.environ["ACCELERATE_USE_CPU"] = str(kind == "cpu")

@@ -17,6 +17,7 @@ TRAINING: dict[str, float | int] = {  # flags of train_segmix_lora_sdxl.py
     "lr_warmup_steps": 0,
     "dco_beta": 20,
 }
+WORD_LEARNING_RATE = 2e-4  # of --learn_words
 GAMMA = 0.4  # of the mean shift
 STEPS, GUIDANCE_SCALE = 30, 3.0  # of sampling; at 5 colours are harsh
 
@@ -24,3 +25,8 @@ STEPS, GUIDANCE_SCALE = 30, 3.0  # of sampling; at 5 colours are harsh
 def training_flags() -> str:
     """Return TRAINING as a command line."""
     return " ".join(f"--{name} {value}" for name, value in TRAINING.items())
+
+
+def word_flags() -> str:
+    """Return what a training with learned words has besides."""
+    return f"--word_learning_rate {WORD_LEARNING_RATE:g}"

@@ -2,20 +2,32 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 
-from experiments import loop_rounds
+from experiments import loop_report, loop_rounds
 from experiments.backgrounds import BackgroundJudge, colour_of
 from experiments.stats import Interval, bootstrap, nested_bootstrap
 from experiments.training import run_stage
 from mini.backgrounds import random_name
+from mini.subjects import subjects_of, write_pair
 from mini.tiny import save_tiny_dinov2, save_tiny_owlv2
 from mini.world import arrange, random_things
+from mudi.ground.errors import SetupError
 from mudi.images import tight_box
+from mudi.loop.rounds import scores_of
+from mudi.loop.stages import judge_words
+from mudi.metadata import read_records
 
 torch.set_num_threads(1)
 
@@ -48,15 +60,15 @@ def test_gains_are_paired_by_pair_training_and_picture():
     """Round 2 beats round 0 in one of two pictures; a picture that only one of them has is out."""
     rows = [row("round 0", "x", 0), row("round 0", "y", 1), row("round 0", "z", 1)]
     rows += [row("round 2", "x", 1), row("round 2", "y", 1)]
-    found = loop_rounds.summarise(rows, "round 2")
+    found = loop_report.summarise(rows, "round 2")
     first, last = (r for r in found if r["measure"] == "success")
     assert (first["arm"], first["pictures"]) == ("round 0", 3)
     assert first["mean"] == pytest.approx(2 / 3, abs=1e-4)
     assert (first["loop_gain"], first["loop_gain_low"], first["loop_gain_high"]) == (0.5, 0, 1)
     assert last["mean"] == 1 and last["loop_gain"] == ""
-    text = loop_rounds.markdown(found, ["foxes: 3 picks"], 1.26)
+    text = loop_report.markdown(found, ["foxes: 3 picks"], 1.26)
     assert "| round 0 | 3 | 67% [0%, 100%] | +50% [+0%, +100%] |" in text
-    assert text.endswith("1.3 hours of one process.\n\n- foxes: 3 picks\n")
+    assert text.endswith("stopped stages not counted.\n\n- foxes: 3 picks\n")
 
 
 # The background
@@ -76,6 +88,91 @@ def test_the_judge_of_backgrounds_names_the_colours_of_fresh_scenes():
 def test_a_picture_full_of_subjects_is_judged_by_its_edge():
     image = Image.new("RGB", (64, 64), (60, 110, 205))
     assert BackgroundJudge()(image, [(0, 0, 64, 64)]) == "blue"
+
+
+# What is compared
+
+
+def unit_in(folder: Path) -> loop_report.Unit:
+    return loop_report.Unit("two_owls", 3, folder / "two_owls/training_3")
+
+
+def test_a_round_that_never_came_counts_as_the_last_one_once_the_loop_has_ended(tmp_path):
+    args = loop_rounds.parse_args(["--output", str(tmp_path), "--best_of", "4"])
+    unit = unit_in(tmp_path)
+    running = loop_rounds.arms_of(unit, args)
+    assert [running[f"round {i}"].folder.name for i in range(3)] == [
+        "round_0",
+        "round_1",
+        "round_2",
+    ]
+    assert running["best of 4"].folder == unit.folder / "best_of_4"  # of another number: elsewhere
+    assert running["best of 4"].lora == unit.loop / "round_0/lora"
+    unit.loop.mkdir(parents=True)
+    (unit.loop / "outcome.json").write_text("{}")
+    ended = loop_rounds.arms_of(unit, args)
+    assert {ended[f"round {i}"].folder.name for i in range(3)} == {"round_0"}
+
+
+def test_a_unit_at_work_is_left_out_and_named(tmp_path, capsys):
+    args = loop_rounds.parse_args(["--output", str(tmp_path)])
+    unit = unit_in(tmp_path)
+    loop_report.report(tmp_path, {unit: loop_rounds.arms_of(unit, args)}, "round 2")
+    out = capsys.readouterr().out
+    assert "two_owls, training 3: left out, no round 0, round 1, round 2, best of 8, more 1" in out
+    assert "nothing is judged yet" in out and not (tmp_path / "tables.md").exists()
+
+
+def test_flags_in_one_text_become_a_table():
+    found = loop_rounds._table("--a 1 --b=x --crop --many 1 2")
+    assert found == {"a": "1", "b": "x", "crop": True, "many": ["1", "2"]}
+    with pytest.raises(SetupError, match="stray --a: stray is no flag"):
+        loop_rounds._table("stray --a")
+
+
+def test_composed_contact_scenes_touch_and_are_right_to_the_metric(tmp_path):
+    """Of a pilot pair, by the miniature's own detector and embedder."""
+    args = loop_rounds.parse_args(["--output", str(tmp_path), "--num_images", "3"])
+    unit = unit_in(tmp_path)
+    write_pair(unit.data, subjects_of("penguin_and_frog"), np.random.default_rng(0))
+    settings = loop_rounds.settings_of(unit, args)
+    contact = loop_report.touching(loop_rounds.arms_of(unit, args)[loop_report.COMPOSED])
+    layout = settings.pictures | {"layout": unit.folder / "layout.json"}
+    asked = replace(settings, held_out=unit.folder / "contact.txt", pictures=layout)
+    contact.folder.mkdir(parents=True)
+    loop_rounds.compose(asked, contact)
+    run_stage(judge_words(asked, contact, held_out=True))
+    lines = read_records(contact.held_out_scores)
+    assert [line["prompt"].split()[-2] for line in lines] == ["purple"] * 3 + ["turquoise"] * 3
+    assert {line["seed"] for line in lines} == {3000, 3001, 3002}
+    assert sum(scores_of(line)["verdict"] == "good" for line in lines) >= 5
+    see = BackgroundJudge()
+    for line in lines:
+        image = Image.open(contact.held_out / line["image"])
+        assert see(image, line["boxes"]) == line["prompt"].split()[-2]
+
+
+STARTER = """
+import os, sys, time
+from pathlib import Path
+import torch
+from experiments.training import training_process
+if __name__ == "__main__":
+    with training_process(torch.device("cpu"), Path(sys.argv[1])) as process:
+        print(process.submit(os.getpid).result(), flush=True)
+        process.submit(time.sleep, 600).result()
+"""
+
+
+def test_a_training_s_process_ends_with_the_one_that_asked_for_it(tmp_path):
+    script = tmp_path / "starter.py"
+    script.write_text(STARTER)
+    words = [sys.executable, str(script), str(tmp_path / "log")]
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=path) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    child.wait(30)  # or psutil.TimeoutExpired
 
 
 # A run
@@ -121,15 +218,15 @@ def test_a_tiny_comparison_is_drawn_up_and_goes_on(sdxl_backbone, tmp_path, monk
     loop_rounds.main(loop_rounds.parse_args(words))
     with (tmp_path / "out/results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    arms = ["round 0", "round 1", "best of 2", "more 1"]
+    arms = ["round 0", "round 1", "best of 2", "more 1", loop_report.COMPOSED]
     assert list(dict.fromkeys(r["arm"] for r in rows)) == arms
     kinds = [[r["kind"] for r in rows if r["arm"] == arm] for arm in arms]
-    assert kinds == [["together"] * 3 + ["alone"] * 4 + ["contact"] * 2] * 4
+    assert kinds == [["together"] * 3 + ["alone"] * 4 + ["contact"] * 2] * 5
     assert {r["embedder"] for r in rows} == {"two"}
     out = capsys.readouterr().out
     assert "two_foxes, training 0, round_0: 0 picks" in out and "## contact: background" in out
     assert json.loads((tmp_path / "out/hours.json").read_text())
-    best = tmp_path / "out/two_foxes/training_0/best_of/held_out/pictures.jsonl"
+    best = tmp_path / "out/two_foxes/training_0/best_of_2/held_out/pictures.jsonl"
     assert '"best_of"' in best.read_text()
     count = len(launched)
     loop_rounds.main(loop_rounds.parse_args(words))
