@@ -201,7 +201,7 @@ def begin(args: CompareArgs, state: PartialState) -> None:
     settings["base_weights"] = [file_digest(file) for file in files]  # none of a hub's
     path = args.output / RUN
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    told = "; ".join(differences(earlier, settings))
+    told = "; ".join(differences(earlier, settings, origins(MakingArgs())))
     refuse([f"{path}: made otherwise; take another --output ({told})"] * bool(told))
     state.wait_for_everyone()
     if state.is_main_process:

@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.data_sets import find_data_sets, write_miniatures
+from experiments.making import MakingArgs
 from experiments.plan import EXPERIMENTS, Case, plan_cases
 from experiments.report import METRIC, RUN, write_report
 from experiments.rows import RESULTS, Row, read_rows
 from mini import recipe
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_text
-from mudi.ground.flags import differences, flag, parse
+from mudi.ground.flags import differences, flag, origins, parse
 
 
 @dataclass
@@ -63,11 +65,17 @@ def complaints(runs: Sequence[Path]) -> list[str]:
         return lacking
     found = []
     for name, done in ((RUN, "made"), (METRIC, "scored")):
-        first, *others = [json.loads((run / name).read_text(encoding="utf-8")) for run in runs]
+        first, *others = [read(run / name) for run in runs]
         for run, settings in zip(runs[1:], others, strict=True):
             told = "; ".join(differences(first, settings))
             found += [f"{run / name}: {done} otherwise than {runs[0]} ({told})"] * bool(told)
     return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a run's settings; a flag that came after it has its default."""
+    plain = origins(MakingArgs()) if path.name == RUN else {}
+    return {**plain, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def doubled(rows: Sequence[Row]) -> list[str]:

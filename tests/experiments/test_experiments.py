@@ -495,6 +495,9 @@ def test_runs_are_drawn_up_as_one(finished, tmp_path, capsys):
     scored = json.loads((halves[1] / "metric.json").read_text())
     assert "@" in scored["measures"][0] and "references" not in scored
     assert len(settings["base_weights"]) == 4  # of files
+    older = {key: value for key, value in settings.items() if key != "word_flags"}
+    (halves[1] / "run.json").write_text(json.dumps(older))  # from before that flag
+    gathered(*halves, more=["losses"])
     (halves[1] / "metric.json").write_text(json.dumps({**scored, "measures": ["one@0"]}))
     with pytest.raises(SystemExit, match=r"other/metric.json: scored otherwise .*one \(measures"):
         gathered(*halves)
@@ -510,6 +513,11 @@ def test_runs_are_drawn_up_as_one(finished, tmp_path, capsys):
 def test_another_training_into_the_same_folder_is_refused(models, finished):
     with pytest.raises(SystemExit, match=r"made otherwise; .* \(steps was 2 and is"):
         run(models, finished, *ALL_METHODS, "--steps", "3")
+    settings = json.loads((finished / "run.json").read_text())
+    del settings["word_flags"]  # as a run from before that flag
+    (finished / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match=r"made otherwise; .* \(word_flags was .* and is '--w"):
+        run(models, finished, *ALL_METHODS, "--word_flags=--word_learning_rate 1")
 
 
 def test_a_base_of_other_weights_is_refused_in_the_same_folder(models, finished):
