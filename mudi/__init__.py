@@ -22,7 +22,7 @@ One prompt on its way to its picture (`inference.py`):
 
 The wings, of which none imports another: `backbones` (what differs between base models), then
 `training`, `pictures` and `masks`. Below all is `ground`, which knows nothing of the method.
-Above the metric, which judges pictures, stand `best_of` (keeps the best of several), `loop` (trains
-in rounds on its own successes) and `studio` (the page).
+Above the metric, which judges pictures, stands `best_of` (what is asked for, the best of several
+kept), above that `loop` (trains in rounds on its own successes) and `studio` (the page).
 `tests/test_layers.py` holds imports to that.
 """

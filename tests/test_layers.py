@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, SCRIPT_FOLDERS
 
-SHARED, GROUND, METHOD, BACKBONES, WING, METRIC, TOP = range(7)
+SHARED, GROUND, METHOD, BACKBONES, WING, METRIC, CHOICE, TOP = range(8)
 FLOORS = {
     "comfyui": SHARED,  # has to work where there is no mudi
     "mudi.ground": GROUND,
@@ -17,7 +17,7 @@ FLOORS = {
     "mudi.masks": WING,
     "mudi.pictures": WING,
     "detect_and_compare": METRIC,
-    "mudi.best_of": TOP,
+    "mudi.best_of": CHOICE,
     "mudi.loop": TOP,
     "mudi.preview": TOP,
     "mudi.merge_lora": TOP,
