@@ -23,6 +23,7 @@ from training import EXAMPLE, reset_accelerate
 import inference
 from detect_and_compare import __main__ as metric
 from mudi.ground.work import CHECKSUM
+from mudi.init_noise import load_layout
 from mudi.metadata import Photo, load_subjects
 from mudi.pictures.loras import load_loras
 from mudi.pictures.sampling import (
@@ -304,7 +305,7 @@ def test_a_layout_file_places_the_subjects(backbone, tmp_path, subjects):
     line = json.loads((out / "pictures.jsonl").read_text().splitlines()[0])
     assert line["start"]["boxes"] == list(BOXES.values())
     assert line["start_photos"][0] == "a03.jpg"
-    shot = Shot(PROMPT, 0, layout=inference.load_layout(path, list(BOXES)))
+    shot = Shot(PROMPT, 0, layout=load_layout(path, list(BOXES)))
     scene = Stage(subjects, (96, 64)).start(shot).scene
     assert scene.boxes[0].bottom == 64 and scene.boxes[0].right <= 48
     path.write_text(json.dumps({**text, "photos": {"olis robot": "b03.jpg"}}))
