@@ -31,7 +31,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,13 @@ def main(args: BestArgs) -> None:
     layouts: list[Layout | None] = [None] * len(prompts)
     if subjects and args.layout != RANDOM:
         layouts = read_layouts(args, prompts, subjects, state)
-    more = (asked.scales, asked.reward)
+    shots = [
+        Shot(prompt, args.seed, gamma, layout, asked.scales, asked.reward)
+        for prompt, layout in zip(prompts, layouts, strict=True)
+    ]
     jobs = [
-        Job(f"{p:03}_{k:03}.png", Shot(prompt, args.seed + k, gamma, layout, *more))
-        for p, (prompt, layout) in enumerate(zip(prompts, layouts, strict=True))
+        Job(f"{p:03}_{k:03}.png", replace(shot, seed=shot.seed + k))
+        for p, shot in enumerate(shots)
         for k in range(args.num_images)
     ]
     if args.overwrite and state.is_main_process:

@@ -71,10 +71,11 @@ def complaints_of(args: BestArgs, asked: Asked, backbone: Backbone) -> list[str]
     gamma = asked.gamma_for(backbone)
     found = backbone_complaints(args, backbone)
     found += reward_complaints(args, backbone, asked.reward, gamma)
-    return found + start_complaints(args, asked.prompts, asked.subjects, gamma)
+    found += start_complaints(args, asked.prompts, asked.subjects, gamma)
+    return found + _layout_complaints(args, asked)
 
 
-def layout_complaints(args: PictureArgs, asked: Asked) -> list[str]:
+def _layout_complaints(args: PictureArgs, asked: Asked) -> list[str]:
     """Complain about a layout's file that does not fit a prompt; a chat model's comes later."""
     if asked.subjects is None or args.layout in (RANDOM, LLM):
         return []

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from detect_and_compare.judge import checkpoint_complaints, read_basis
 from mudi.backbones.table import BACKBONES
 from mudi.best_of.args import BestArgs
-from mudi.best_of.asked import complaints_of, layout_complaints, read_asked
+from mudi.best_of.asked import complaints_of, read_asked
 from mudi.ground.errors import RefusedError
 from mudi.ground.files import unwritable
 from mudi.ground.flags import parse, range_complaints
@@ -24,7 +24,7 @@ from mudi.loop.stages import cut_words, flag_words, judge_words, picture_flags, 
 from mudi.masks.folder import masking_complaints
 from mudi.metadata import MetadataError, Subjects, load_subjects
 from mudi.pictures.args import PictureArgs
-from mudi.pictures.shot_args import named_subjects, read_prompts
+from mudi.pictures.shot_args import named_subjects, number_complaints, read_prompts
 from mudi.training import checks as training
 from mudi.training.args import TrainingArgs
 
@@ -49,7 +49,7 @@ def check(settings: Settings) -> None:
     """
     problems: list[str] = []
     subjects = _read_photos(settings, problems)
-    problems += _prompt_problems(settings, subjects)
+    prompts = _read_prompts(settings, subjects, problems)
     scripts = {"train": settings.training_script, "pictures": ROOT / "inference.py"}
     known = {table: known_flags(script) for table, script in scripts.items()}
     known["again"] = known["train"]
@@ -57,7 +57,7 @@ def check(settings: Settings) -> None:
     for table, flags in known.items():
         problems += _flag_problems(table, getattr(settings, table), flags)
     problems += _training_problems(settings)
-    problems += _picture_problems(settings, subjects)
+    problems += _picture_problems(settings, subjects, prompts)
     problems += _judge_problems(settings)
     if why := unwritable(settings.output_dir):
         problems.append(f"output_dir {settings.output_dir}: {why}")
@@ -96,19 +96,21 @@ def _read_photos(settings: Settings, problems: list[str]) -> Subjects | None:
     return subjects
 
 
-def _prompt_problems(settings: Settings, subjects: Subjects | None) -> list[str]:
-    problems: list[str] = []
+def _read_prompts(settings: Settings, subjects: Subjects | None, problems: list[str]) -> list[str]:
+    """Return the prompts of both files that name a subject."""
+    found: list[str] = []
     seen: dict[str, Path] = {}
     for path in (settings.prompts, settings.held_out):
-        for prompt in read_prompts(PictureArgs(prompt_file=path), problems):
+        for prompt in read_prompts(PictureArgs(prompt_file=path), found):
             if prompt in seen:
                 again = "stands twice" if seen[prompt] == path else f"stands in {seen[prompt]} too"
-                problems.append(f'{path}: "{prompt}" {again}; keep one')
+                found.append(f'{path}: "{prompt}" {again}; keep one')
             seen[prompt] = path
             if subjects and not named_subjects(prompt, subjects.names):
                 names = ", ".join(f'"{name}"' for name in subjects.names.values())
-                problems.append(f'{path}: "{prompt}" names no subject; there are {names}')
-    return [problem.removeprefix("--prompt_file ") for problem in problems]
+                found.append(f'{path}: "{prompt}" names no subject; there are {names}')
+    problems += [problem.removeprefix("--prompt_file ") for problem in found]
+    return [prompt for prompt in seen if subjects and named_subjects(prompt, subjects.names)]
 
 
 def _training_problems(settings: Settings) -> list[str]:
@@ -129,25 +131,29 @@ def _training_problems(settings: Settings) -> list[str]:
     return problems
 
 
-def _picture_problems(settings: Settings, subjects: Subjects | None) -> list[str]:
-    """Return what `inference.py` would refuse once there is a LoRA."""
+def _picture_problems(
+    settings: Settings, subjects: Subjects | None, prompts: list[str]
+) -> list[str]:
+    """Return what `inference.py` would refuse once there is a LoRA.
+
+    Args:
+        prompts: that name a subject; what is wrong with others is told by `_read_prompts`.
+    """
     problems: list[str] = []
-    known = {declared.name for declared in fields(BestArgs)}
-    for held_out in (False, True):
-        flags = picture_flags(settings, round_of(settings, 0), held_out) | {"lora": TO_COME}
-        words = flag_words({key: value for key, value in flags.items() if key in known})
-        args = _parsed(BestArgs, words, "pictures", problems)
-        if args is None:
-            break
-        found: list[str] = []
-        asked = read_asked(args, [] if subjects is None else found)
-        if subjects is not None:  # of prompts that name none it is told elsewhere
-            naming = [p for p in asked.prompts if named_subjects(p, subjects.names)]
-            asked = replace(asked, prompts=naming)
-            found += complaints_of(args, asked, BACKBONES[settings.backbone])
-            found += layout_complaints(args, asked)
-        problems += [f"pictures: {text}" for text in found if "names no subject" not in text]
-    return [problem for problem in problems if "--prompt_file" not in problem]
+    flags = picture_flags(settings, round_of(settings, 0), held_out=False) | {"lora": TO_COME}
+    del flags["prompt_file"]
+    if prompts:
+        flags["prompt"] = prompts[0]
+    args = _parsed(BestArgs, flags, "pictures", problems)
+    if args is None:
+        return problems
+    found: list[str] = []
+    if subjects is None or not prompts:
+        found += number_complaints(args)
+    else:
+        asked = replace(read_asked(args, found), prompts=prompts)
+        found += complaints_of(args, asked, BACKBONES[settings.backbone])
+    return [f"pictures: {text}" for text in found]
 
 
 def _judge_problems(settings: Settings) -> list[str]:

@@ -116,7 +116,7 @@ def picture_flags(settings: Settings, made: Round, held_out: bool) -> dict[str, 
         "num_images": 4,
     }
     asked = usual | settings.pictures
-    used = asked["num_images"] * asked.get("best_of", 1)
+    used = int(asked["num_images"]) * int(asked.get("best_of", 1))
     new = 0 if held_out else (made.number + 1) * used
     return asked | {
         "lora": made.lora,
