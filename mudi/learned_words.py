@@ -40,13 +40,15 @@ class LearnedWords(nn.Module):
     Attributes:
         rows: (n, D) float32 by encoder, the words' one after the other.
         vocabulary: finds their names in prompts.
+        replaces: whether prompts have tokens or nouns for names; see `as_they_are`.
     """
 
     def __init__(self, words: Sequence[Word], rows: Sequence[Rows]):
         """Take one mapping of rows for each word; their norms are those that `rescale` gives."""
         super().__init__()
         self.words, self.vocabulary = tuple(words), Vocabulary(words)
-        self._disable_adapters, self._replaces = False, True
+        self._disable_adapters = False
+        self.replaces = True
         self.counts = {name: [len(own[name]) for own in rows] for name in ENCODERS}
         self.rows = nn.ParameterDict(
             {name: Parameter(torch.cat([own[name].float() for own in rows])) for name in ENCODERS}
@@ -57,15 +59,11 @@ class LearnedWords(nn.Module):
     @contextmanager
     def as_they_are(self) -> Iterator[None]:
         """Let prompts be read as they stand inside, no name replaced, not even by its noun."""
-        self._replaces = False
+        self.replaces = False
         try:
             yield
         finally:
-            self._replaces = True
-
-    @property
-    def replaces(self) -> bool:
-        return self._replaces
+            self.replaces = True
 
     @property
     def disable_adapters(self) -> bool:
@@ -297,18 +295,25 @@ def write_results(folder: Path, words: LearnedWords | None) -> None:
         words: None: the run learned none.
     """
     file = folder / FILE_NAME
-    earlier = read_words(file) if file.is_file() else ()
+    own = {word.token for word in words.words} if words else set()
+    for word in _earlier(file):
+        if word.token not in own:
+            _embedding_file(folder, word).unlink(missing_ok=True)
     if words is None:
         file.unlink(missing_ok=True)
     else:
         words.save(folder)
         words.save_embeddings(folder)
-    own = {word.token for word in words.words} if words else set()
-    for word in earlier:
-        if word.token not in own:
-            _embedding_file(folder, word).unlink(missing_ok=True)
     if (folder / EMBEDDINGS).is_dir() and not any((folder / EMBEDDINGS).iterdir()):
         (folder / EMBEDDINGS).rmdir()
+
+
+def _earlier(file: Path) -> tuple[Word, ...]:
+    """Return what an earlier run learned; a broken file, which is replaced, tells of nothing."""
+    try:
+        return read_words(file) if file.is_file() else ()
+    except WordError:
+        return ()
 
 
 def _embedding_file(folder: Path, word: Word) -> Path:

@@ -227,6 +227,9 @@ def test_a_run_s_folder_has_its_own_words_alone(pipeline, tmp_path):
     learned_words.write_results(tmp_path, fresh_words(pipeline, PAIR))
     learned_words.write_results(tmp_path, None)
     assert not list(tmp_path.iterdir())
+    (tmp_path / FILE_NAME).write_text("broken")  # ends no run
+    learned_words.write_results(tmp_path, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_embeddings_that_the_pipeline_had_before_are_read_whole(sdxl_backbone):
