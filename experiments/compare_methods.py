@@ -29,7 +29,7 @@ import train_segmix_lora_sdxl
 from detect_and_compare import __main__ as metric
 from experiments.backgrounds import BackgroundJudge, asked_colour
 from experiments.data_sets import find_data_sets, make_priors, write_miniatures
-from experiments.making import MakingArgs, make, prior_dir, training_words
+from experiments.making import MakingArgs, make, prior_dir, read_settings, training_words
 from experiments.plan import (
     EXPERIMENTS,
     DataSet,
@@ -200,8 +200,8 @@ def begin(args: CompareArgs, state: PartialState) -> None:
     files = sorted(Path(args.pretrained_model_name_or_path).glob("*/*.safetensors"))
     settings["base_weights"] = [file_digest(file) for file in files]  # none of a hub's
     path = args.output / RUN
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    told = "; ".join(differences(earlier, settings, origins(MakingArgs())))
+    earlier = read_settings(path) if path.is_file() else settings
+    told = "; ".join(differences(earlier, settings))
     refuse([f"{path}: made otherwise; take another --output ({told})"] * bool(told))
     state.wait_for_everyone()
     if state.is_main_process:

@@ -45,7 +45,7 @@ def write_composed(
             rng = np.random.default_rng([p, seed])
             behind = draw_background(asked_background(prompt), SIZE, rng)
             seen = np.any([np.asarray(mask) > 0 for mask in scene.visible], axis=0)
-            pixels = np.where(seen[..., None], np.asarray(scene.image.convert("RGB")), behind)
+            pixels = np.where(seen[..., None], np.asarray(scene.image), behind)
             write_image(folder / name, Image.fromarray(pixels.round().astype(np.uint8)))
             lines.append({"image": name, "prompt": prompt, "seed": seed})
     write_records(folder / PICTURES, lines)

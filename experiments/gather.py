@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data_sets import find_data_sets, write_miniatures
-from experiments.making import MakingArgs
+from experiments.making import read_settings
 from experiments.plan import EXPERIMENTS, Case, plan_cases
 from experiments.report import METRIC, RUN, write_report
 from experiments.rows import RESULTS, Row, read_rows
 from mini import recipe
 from mudi.ground.errors import program, refuse
 from mudi.ground.files import write_text
-from mudi.ground.flags import differences, flag, origins, parse
+from mudi.ground.flags import differences, flag, parse
 
 
 @dataclass
@@ -64,7 +64,7 @@ def complaints(runs: Sequence[Path]) -> list[str]:
     if lacking:
         return lacking
     found = []
-    for name, done in ((RUN, "made"), (METRIC, "scored")):
+    for name, done, read in ((RUN, "made", read_settings), (METRIC, "scored", _read)):
         first, *others = [read(run / name) for run in runs]
         for run, settings in zip(runs[1:], others, strict=True):
             told = "; ".join(differences(first, settings))
@@ -72,10 +72,8 @@ def complaints(runs: Sequence[Path]) -> list[str]:
     return found
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return a run's settings; a flag that came after it has its default."""
-    plain = origins(MakingArgs()) if path.name == RUN else {}
-    return {**plain, **json.loads(path.read_text(encoding="utf-8"))}
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def doubled(rows: Sequence[Row]) -> list[str]:

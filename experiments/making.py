@@ -1,5 +1,6 @@
 """LoRAs trained and pictures made, unit by unit; what is there already is left as it is."""
 
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,7 @@ from experiments.plan import LEARN_WORDS, Unit, Variant
 from experiments.training import train, training_process
 from mini import recipe
 from mudi.ground.files import write_image
-from mudi.ground.flags import DTYPES, flag
+from mudi.ground.flags import DTYPES, flag, origins
 from mudi.ground.work import Journal
 from mudi.lora import WEIGHTS_NAME
 from mudi.metadata import load_subjects
@@ -109,6 +110,12 @@ class Job:
             "prompt": self.shot.prompt,
             "seed": self.shot.seed,
         }
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what a run noted in run.json; flags that came after it have their defaults."""
+    plain = json.loads(json.dumps(origins(MakingArgs()), default=str))
+    return {**plain, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def prior_dir(args: MakingArgs) -> Path:

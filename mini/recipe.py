@@ -17,7 +17,7 @@ TRAINING: dict[str, float | int] = {  # flags of train_segmix_lora_sdxl.py
     "lr_warmup_steps": 0,
     "dco_beta": 20,
 }
-WORD_LEARNING_RATE = 2e-4  # of --learn_words
+WORD_LEARNING_RATE = 2e-4  # of --learn_words; of 2e-5, 2e-4 and 2e-3
 GAMMA = 0.4  # of the mean shift
 STEPS, GUIDANCE_SCALE = 30, 3.0  # of sampling; at 5 colours are harsh
 
