@@ -1,5 +1,6 @@
 """LoRAs of all kinds of names, loaded into a pipeline; or why one cannot be."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from mudi.lora_files import States, layers_of, read_lora, split
 from mudi.pictures.words import attach_words
 
 SUFFIX = ".safetensors"
+UNTOUCHED = "No LoRA keys associated to"  # diffusers, of each text encoder that a LoRA leaves alone
 
 
 def find_lora(name: str, cache_dir: str | None = None) -> Path:
@@ -115,7 +117,8 @@ def load_loras(
             raise LoraFileError(complaint)
         states = read_lora(told.file)
         _check_fit(pipeline, told.file, states)
-        pipeline.load_lora_weights(_named(states), adapter_name=name)
+        with _untouched_parts_untold():
+            pipeline.load_lora_weights(_named(states), adapter_name=name)
     if used:
         pipeline.set_adapters(names, [scale for _, scale in used])
     attach_words(pipeline, [path for path, _ in used], cache_dir)
@@ -135,6 +138,21 @@ def loras_in(
     finally:
         pipeline.unload_lora_weights()
         detach(pipeline)
+
+
+@contextmanager
+def _untouched_parts_untold() -> Iterator[None]:
+    """Let diffusers not warn of a LoRA of the network alone; `_check_fit` says what misfits."""
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(UNTOUCHED)
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
 
 
 def _named(states: States) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import pickle
 
 import pytest
@@ -87,6 +88,22 @@ def test_every_naming_makes_the_same_picture(backbone, trained, tmp_path):
         assert abs(wanted - plain).max() > 0.05
         for name, (path, far) in group.items():
             assert abs(made(path) - wanted).max() < far, name
+
+
+def test_a_lora_of_the_network_alone_is_loaded_without_a_warning(sdxl_backbone, tmp_path, caplog):
+    """Diffusers warns of each text encoder that has none, and asks to open an issue."""
+    backbone = sdxl_backbone
+    _, models = backbone.loaded(tmp_path)
+    lora.save_lora(tmp_path, backbone.pipeline_class, models.adapted)
+    diffusers = logging.getLogger("diffusers")
+    diffusers.addHandler(caplog.handler)
+    try:
+        picture(backbone, lambda pipeline: load_loras(pipeline, [str(tmp_path)], [1.0]))
+        assert not caplog.records
+        picture(backbone, lambda pipeline: pipeline.load_lora_weights(tmp_path))
+        assert len(caplog.records) == 2  # elsewhere as before
+    finally:
+        diffusers.removeHandler(caplog.handler)
 
 
 def test_kohyas_file_starts_a_training_and_is_merged(backbone, trained, tmp_path):
