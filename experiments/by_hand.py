@@ -9,6 +9,9 @@ not tell the method, and writes rules.txt for who judges and verdicts.jsonl to f
 many subjects there are, and `verdict`, "good" or what is wrong. `compare` gives each embedder's
 agreement with it, what each way of making pictures comes to by hand, and of several files, a judge
 each, how far they agree.
+
+`--variants` keeps to some ways of making pictures: `sample` then draws prompts and seeds and shows
+what all of these made of each, and `compare` tells the first one's lead, picture by picture.
 """
 
 import random
@@ -18,7 +21,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from experiments.results import grouped, mean_of, told
+from experiments.results import grouped, lead, mean_of, told
 from experiments.rows import GOOD, Row, read_rows
 from experiments.stats import agreement, cohens_kappa
 from mudi.ground.errors import program, refuse
@@ -59,6 +62,7 @@ class HandArgs:
     results: Path = flag(Path(), "results.csv, in its own folder", required=True)
     output: Path = flag(Path("hand"), "sample: folder to write")
     count: int = flag(100, "sample: pictures", at_least=1)
+    variants: list[str] = flag([], "as results.csv names them; unset: all", nargs="+")
     seed: int = flag(0, "sample: of the choice")
     verdicts: list[Path] = flag(
         [], "compare: filled-in files, a judge each; sample: whose pictures are left out", nargs="+"
@@ -75,6 +79,8 @@ def main(args: HandArgs) -> None:
     if not args.results.is_file():
         refuse([f"--results {args.results}: no such file"])
     rows = [row for row in read_rows(args.results) if not row.alone]
+    if args.variants:
+        rows = of_variants(rows, args.variants)
     judges = {str(path): read_verdicts(path) for path in args.verdicts}
     if args.command == "sample":
         sample([row for row in rows if not any(row.image in own for own in judges.values())], args)
@@ -84,15 +90,41 @@ def main(args: HandArgs) -> None:
     for name, verdicts in judges.items():
         if len(judges) > 1:
             print(name)
-        print(*compare(rows, verdicts), *by_variant(rows, verdicts), sep="\n")
+        print(*compare(rows, verdicts), *by_variant(rows, verdicts, args.variants), sep="\n")
     for one, other in combinations(judges, 2):
         print(between((one, other), judges[one], judges[other]))
+
+
+def of_variants(rows: list[Row], variants: Sequence[str]) -> list[Row]:
+    """Return the rows of some ways of making pictures.
+
+    Raises:
+        SetupError: there is no such one.
+    """
+    known = sorted({row.variant for row in rows})
+    refuse([f"--variants {v}: there are {', '.join(known)}" for v in variants if v not in known])
+    return [row for row in rows if row.variant in variants]
+
+
+def choose(rows: list[Row], args: HandArgs) -> list[str]:
+    """Draw pictures; with --variants each of what they all made of some prompts and seeds."""
+    rng, shown = random.Random(args.seed), sorted({row.image for row in rows})
+    if not args.variants:
+        return rng.sample(shown, min(args.count, len(shown)))
+    shots: dict[tuple[str, int, str, str], dict[str, str]] = {}
+    for row in rows:
+        shot = (row.data_set, row.training, row.prompt, Path(row.image).name)
+        shots.setdefault(shot, {})[row.variant] = row.image
+    whole = sorted(shot for shot, made in shots.items() if len(made) == len(set(args.variants)))
+    drawn = rng.sample(whole, min(args.count // len(set(args.variants)), len(whole)))
+    chosen = sorted({image for shot in drawn for image in shots[shot].values()})
+    return rng.sample(chosen, len(chosen))
 
 
 def sample(rows: list[Row], args: HandArgs) -> None:
     """Write numbered sheets and the file to fill in."""
     shown = {row.image: row for row in rows}
-    chosen = random.Random(args.seed).sample(sorted(shown), min(args.count, len(shown)))
+    chosen = choose(rows, args)
     a_sheet = SHEET_COLUMNS * SHEET_ROWS
     for start in range(0, len(chosen), a_sheet):
         names = chosen[start : start + a_sheet]
@@ -135,11 +167,8 @@ def compare(rows: list[Row], verdicts: Verdicts) -> list[str]:
     """Return, for each embedder, how often the metric says what the person said."""
     lines = []
     for embedder in dict.fromkeys(row.embedder for row in rows):
-        judged = [
-            (row, verdicts[row.image])
-            for row in rows
-            if row.embedder == embedder and row.image in verdicts
-        ]
+        own = {row.image: row for row in rows if row.embedder == embedder}
+        judged = [(row, verdicts[image]) for image, row in own.items() if image in verdicts]
         if not judged:
             refuse([f"none of the {len(verdicts)} judged pictures is in the results"])
         counts = agreement(
@@ -177,15 +206,24 @@ def _agreeing(ours: Sequence[bool], theirs: Sequence[bool]) -> str:
     return f"{agreement(ours, theirs):.0%} (kappa {beyond})"
 
 
-def by_variant(rows: list[Row], verdicts: Verdicts) -> list[str]:
-    """Return what each variant comes to by hand, with its interval over pairs and pictures."""
-    judged = {row.image: row for row in rows if row.image in verdicts}.values()
-    lines = []
+def by_variant(rows: list[Row], verdicts: Verdicts, compared: Sequence[str] = ()) -> list[str]:
+    """Return what each variant comes to by hand, with its interval over pairs and pictures.
+
+    Args:
+        compared: the first of these is compared with the others, picture by picture.
+    """
+    judged = {(row.image, row.variant): row for row in rows if row.image in verdicts}.values()
+    lines, good = [], {}
     for variant in sorted({row.variant for row in judged}):
         own = [row for row in judged if row.variant == variant]
-        good = grouped(own, lambda row: float(verdicts[row.image]["verdict"] == GOOD))
-        found = told(mean_of(good), ".0%")
+        good[variant] = grouped(own, lambda row: float(verdicts[row.image]["verdict"] == GOOD))
+        found = told(mean_of(good[variant]), ".0%")
         lines.append(f"{variant}: by hand {found} of {len(own)} pictures are good")
+    for other in compared[1:]:
+        gains = lead(good.get(compared[0], {}), good.get(other, {}))
+        if gains:
+            ahead = told(mean_of(gains), "+.0%")
+            lines.append(f"{compared[0]} is ahead of {other} by {ahead}")
     return lines
 
 

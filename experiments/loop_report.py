@@ -1,25 +1,31 @@
-"""What arms of the loop's experiment come to: rows, paired gains, tables to read."""
+"""What arms of the loop's experiment come to: rows, paired leads, tables to read."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detect_and_compare.results import Line
 from experiments.backgrounds import BackgroundJudge, asked_colour
-from experiments.results import told
-from experiments.stats import Interval, nested_bootstrap
+from experiments.plan import DataSet
+from experiments.results import FORMS, MEASURES, TITLES, Groups, cell, grouped, lead, mean_of
+from experiments.rows import BLEED, DIGITS, GOOD, RESULTS, Row, rows_of, write_rows
+from experiments.stats import Interval
 from mudi.ground.files import write_table, write_text
 from mudi.images import load_rgb
 from mudi.loop.picking import PICKED, embedders_of
-from mudi.loop.rounds import bleeds, scores_of
+from mudi.loop.rounds import bleeds
 from mudi.loop.stages import Round
-from mudi.metadata import read_records
+from mudi.metadata import load_subjects, read_records
 
-TOGETHER, TOUCHING, ALONE = "together", "contact", "alone"
 COMPOSED = "composed of photos"  # no model's: right pictures, what the metric says of them
-MEASURES = ("success", "background", "solo_success", "solo_bleed", "solo_count")
+CONTACT = ", in contact"  # behind an arm's name, of its pictures whose boxes overlap
 JUDGED = "judge held out"  # a round's last stage that pictures of an arm need
+ALONE = ("solo_success", "solo_bleed", "solo_count")
+BOTH = ("counted", "score", "success", "background")
+KINDS = {"together": BOTH, "contact": BOTH, "alone": ALONE}
+LEADS = ("score", "success", "solo_success", "solo_bleed")  # that tables tell; summary.csv has all
 
 
 @dataclass(frozen=True)
@@ -34,33 +40,57 @@ class Unit:
     loop = property(lambda self: self.folder / "loop")
 
 
-def rows_of(unit: Unit, arm: str, made: Round, see: BackgroundJudge) -> Iterator[dict[str, Any]]:
-    """Yield a row for each judged picture of an arm; a measure that it has no say in is empty."""
-    for where in (made, touching(made)):
-        for line in read_records(where.held_out_scores):
-            if "scores" not in line:
-                continue
-            alone = len(line["named"]) == 1
-            kind = ALONE if alone else TOGETHER if where is made else TOUCHING
-            image = load_rgb(where.held_out / line["image"])
-            wanted = asked_colour(line["prompt"])
-            scores = scores_of(line)
-            one = len(line["boxes"]) == 1
-            yield {
-                "pair": unit.pair,
-                "training": unit.training,
-                "arm": arm,
-                "kind": kind,
-                "image": line["image"],
-                "prompt": line["prompt"],
-                "embedder": Path(embedders_of(line)[1].split("@")[0]).name,
-                "score": scores["score"],
-                "success": "" if alone else int(scores["verdict"] == "good"),
-                "background": int(see(image, line["boxes"]) == wanted),
-                "solo_success": int(one and not bleeds(line)) if alone else "",
-                "solo_bleed": int(bleeds(line)) if alone and line["boxes"] else "",
-                "solo_count": int(not one) if alone else "",
-            }
+def unit_rows(unit: Unit, arms: Mapping[str, Round], see: BackgroundJudge) -> Iterator[Row]:
+    """Yield a row for each judged picture of all arms, by the embedder that judges.
+
+    Pictures are named from the folder that holds all units.
+    """
+    data_set = DataSet(unit.pair, unit.data, load_subjects(unit.data).names)
+    for arm, made in arms.items():
+        for where, variant in ((made, arm), (touching(made), arm + CONTACT)):
+            for line in read_records(where.held_out_scores):
+                if "scores" in line:
+                    path = where.held_out / line["image"]
+                    colour = see(load_rgb(path), line["boxes"])
+                    origin = {
+                        "image": path.relative_to(unit.folder.parents[1]).as_posix(),
+                        "variant": variant,
+                        "training": unit.training,
+                    }
+                    yield row_of(line | origin, data_set, colour == asked_colour(line["prompt"]))
+
+
+def row_of(line: Line, data_set: DataSet, background: bool) -> Row:
+    """Return what the embedder that judges says of a picture.
+
+    As in the loop, a subject alone is right where one thing is found that is nearer to it than to
+    the other.
+    """
+    judge = embedders_of(line)[1]
+    embedder = Path(judge.split("@")[0]).name
+    if len(line["named"]) > 1:
+        own = line | {"scores": {judge: line["scores"][judge]}}
+        return rows_of(own, data_set, [embedder], background)[0]
+    boxes, bled = len(line["boxes"]), bleeds(line)
+    verdict = "missing" if boxes == 0 else "extra" if boxes > 1 else "mixed" if bled else GOOD
+    return Row(
+        image=line["image"],
+        data_set=data_set.name,
+        kind=data_set.kind,
+        variant=line["variant"],
+        training=line["training"],
+        alone=line["named"][0],
+        prompt=line["prompt"],
+        seed=line["seed"],
+        embedder=embedder,
+        boxes=boxes,
+        score=None,
+        verdict=verdict,
+        failures=(BLEED,) * bled,
+        cosines=(),
+        background=background,
+        size_ratio=None,
+    )
 
 
 def touching(made: Round) -> Round:
@@ -75,15 +105,14 @@ def is_judged(made: Round) -> bool:
 def report(output: Path, arms: Mapping[Unit, Mapping[str, Round]], loop_arm: str) -> None:
     """Draw up the units whose arms are all judged; name the others."""
     see = BackgroundJudge()
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     picks, hours = [], 0.0
     for unit, own in arms.items():
         lacking = [arm for arm, made in own.items() if not is_judged(made)]
         if lacking:
             print(f"{unit.pair}, training {unit.training}: left out, no {', '.join(lacking)} yet")
             continue
-        for arm, made in own.items():
-            rows += rows_of(unit, arm, made, see)
+        rows += unit_rows(unit, own, see)
         for made in {made.folder: made for made in own.values()}.values():
             hours += sum(made.seconds().values()) / 3600
             hours += sum(touching(made).seconds().values()) / 3600
@@ -96,67 +125,93 @@ def report(output: Path, arms: Mapping[Unit, Mapping[str, Round]], loop_arm: str
     if not rows:
         print("nothing is judged yet")
         return
-    write_table(output / "results.csv", rows)
+    write_rows(output / RESULTS, rows)
     summary = summarise(rows, loop_arm)
-    write_table(output / "summary.csv", summary)
+    write_table(output / "summary.csv", [flat(one) for one in summary])
     write_text(output / "hours.json", json.dumps({"hours of one process": round(hours, 2)}) + "\n")
-    write_text(output / "tables.md", markdown(summary, picks, hours))
+    write_text(output / "tables.md", markdown(summary, loop_arm, picks, hours))
     print((output / "tables.md").read_text(encoding="utf-8"))
 
 
-Rows = Sequence[Mapping[str, Any]]
+@dataclass(frozen=True)
+class ArmSummary:
+    """What an arm comes to on one kind of picture.
+
+    Attributes:
+        pictures: how many.
+        found: means with 95 % intervals over pairs, trainings and pictures, by measure.
+        behind: by how much the loop is ahead, picture by picture.
+    """
+
+    kind: str
+    arm: str
+    pictures: int
+    found: dict[str, Interval]
+    behind: dict[str, Interval]
 
 
-def summarise(rows: Rows, loop_arm: str) -> list[dict[str, Any]]:
-    """Return each arm's measures with intervals, and the loop's paired gain over it."""
-    summary = []
-    arms = dict.fromkeys(row["arm"] for row in rows)
-    for kind in (TOGETHER, TOUCHING, ALONE):
-        for measure in MEASURES:
-            chosen = [row for row in rows if row["kind"] == kind and row[measure] != ""]
-            for arm in arms if chosen else ():
-                own = {_key(row): float(row[measure]) for row in chosen if row["arm"] == arm}
-                loops = {_key(row): float(row[measure]) for row in chosen if row["arm"] == loop_arm}
-                gains = {key: loops[key] - own[key] for key in own.keys() & loops.keys()}
-                summary.append(
-                    {"kind": kind, "measure": measure, "arm": arm, "pictures": len(own)}
-                    | _columns("", own)
-                    | _columns("loop_gain", {} if arm in (loop_arm, COMPOSED) else gains)
-                )
-    return summary
+def kind_of(row: Row) -> str:
+    return "alone" if row.alone else "contact" if row.variant.endswith(CONTACT) else "together"
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, int, str]:
-    return row["pair"], row["training"], f"{row['prompt']} {row['image']}"
+def summarise(rows: Iterable[Row], loop_arm: str) -> list[ArmSummary]:
+    """Return what each arm comes to on each kind of picture."""
+    by_place: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_place.setdefault((kind_of(row), row.variant.removesuffix(CONTACT)), []).append(row)
+    summaries = []
+    for kind, measures in KINDS.items():
+        loops = _values(by_place.get((kind, loop_arm), []), measures)
+        for (where, arm), own in by_place.items():
+            if where == kind:
+                values = _values(own, measures)
+                compared = {} if arm in (loop_arm, COMPOSED) else values
+                gains = {name: lead(loops[name], ours) for name, ours in compared.items()}
+                summaries.append(ArmSummary(kind, arm, len(own), _means(values), _means(gains)))
+    return summaries
 
 
-def _columns(name: str, values: Mapping[tuple[str, int, str], float]) -> dict[str, Any]:
-    """Return the mean of values by pair, training and picture, with the interval's ends."""
-    groups: dict[str, dict[int, list[float]]] = {}
-    for (pair, training, _), value in sorted(values.items()):
-        groups.setdefault(pair, {}).setdefault(training, []).append(value)
-    ends: Sequence[float | str] = ("", "", "")
-    if groups:
-        found = nested_bootstrap([list(trainings.values()) for trainings in groups.values()])
-        ends = [round(end, 4) for end in found]
-    titles = (name or "mean", f"{name}_low".strip("_"), f"{name}_high".strip("_"))
-    return dict(zip(titles, ends, strict=True))
+def _values(rows: Sequence[Row], measures: Sequence[str]) -> dict[str, Groups]:
+    return {name: grouped(rows, MEASURES[name]) for name in measures}
 
 
-def markdown(summary: Rows, picks: Sequence[str], hours: float) -> str:
-    """Return tables to read, one a kind of picture and measure."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in summary:
-        groups.setdefault(f"{row['kind']}: {row['measure'].replace('_', ' ')}", []).append(row)
+def _means(groups: Mapping[str, Groups]) -> dict[str, Interval]:
+    return {name: mean_of(values) for name, values in groups.items() if values}
+
+
+def flat(summary: ArmSummary) -> dict[str, Any]:
+    """Return a summary as columns: an interval `x` becomes x, x_low and x_high."""
+    columns: dict[str, Any] = {
+        "kind": summary.kind,
+        "arm": summary.arm,
+        "pictures": summary.pictures,
+    }
+    for title, intervals in (("", summary.found), ("loop_ahead_", summary.behind)):
+        for name in (*BOTH, *ALONE):
+            ends = intervals.get(name, (None,) * 3)
+            told_ends = [None if end is None else round(end, DIGITS) for end in ends]
+            keys = (f"{title}{name}", f"{title}{name}_low", f"{title}{name}_high")
+            columns |= dict(zip(keys, told_ends, strict=True))
+    return columns
+
+
+def markdown(
+    summaries: Sequence[ArmSummary], loop_arm: str, picks: Sequence[str], hours: float
+) -> str:
+    """Return tables to read, one a kind of picture."""
     tables = []
-    for title, rows in groups.items():
-        lines = [f"## {title}", "", "| | pictures | share | the loop's gain over it, paired |"]
-        lines.append("|---" * 4 + "|")
-        for row in rows:
-            own = told(Interval(row["mean"], row["low"], row["high"]), ".0%")
-            ends = (row["loop_gain"], row["loop_gain_low"], row["loop_gain_high"])
-            gain = "" if ends[0] == "" else told(Interval(*ends), "+.0%")
-            lines.append(f"| {row['arm']} | {row['pictures']} | {own} | {gain} |")
+    for kind, measures in KINDS.items():
+        leads = [name for name in measures if name in LEADS]
+        titles = [
+            *(TITLES[n] for n in measures),
+            *(f"{loop_arm} ahead: {TITLES[n]}" for n in leads),
+        ]
+        lines = [f"## {kind}", "", f"| | pictures | {' | '.join(titles)} |"]
+        lines.append("|---" * (len(titles) + 2) + "|")
+        for one in (one for one in summaries if one.kind == kind):
+            cells = [cell(one.found.get(name), FORMS.get(name, ".0%")) for name in measures]
+            cells += [cell(one.behind.get(name), "+" + FORMS.get(name, ".0%")) for name in leads]
+            lines.append(f"| {one.arm} | {one.pictures} | {' | '.join(cells)} |")
         tables.append("\n".join(lines))
     spent = f"{hours:.1f} hours of one process, stopped stages not counted."
     listed = "\n".join(f"- {line}" for line in picks)

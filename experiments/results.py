@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detect_and_compare.failures import FAILURES, SWAP
@@ -210,12 +211,15 @@ def _summary(
 
 
 def grouped(rows: Iterable[Row], measure: Measure) -> Groups:
-    """Return a measure's values by data set, training and picture, where it has a say."""
+    """Return a measure's values by data set, training and picture, where it has a say.
+
+    Pictures are known by prompt and file name, which those of other variants have too.
+    """
     groups: Groups = {}
     for row in rows:
         value = measure(row)
         if value is not None:
-            picture = f"{row.alone} {row.prompt} {row.seed}"
+            picture = f"{row.prompt} {Path(row.image).name}"
             groups.setdefault(row.data_set, {}).setdefault(row.training, {})[picture] = value
     return groups
 
@@ -242,17 +246,22 @@ def _differences(rows: Sequence[Row], best: Sequence[Row]) -> dict[str, Interval
     """Return by how much the best case is ahead, over pictures of the same prompt and seeds."""
     found = {}
     for name in HEADLINE:
-        ours, theirs = grouped(rows, MEASURES[name]), grouped(best, MEASURES[name])
-        gains: Groups = {}
-        for data_set, trainings in ours.items():
-            for training, values in trainings.items():
-                other = theirs.get(data_set, {}).get(training, {})
-                both = {key: other[key] - values[key] for key in values if key in other}
-                if both:
-                    gains.setdefault(data_set, {})[training] = both
+        gains = lead(grouped(best, MEASURES[name]), grouped(rows, MEASURES[name]))
         if gains:
             found[name] = mean_of(gains)
     return found
+
+
+def lead(ours: Groups, theirs: Groups) -> Groups:
+    """Return ours less theirs, over pictures that both have."""
+    gains: Groups = {}
+    for data_set, trainings in theirs.items():
+        for training, values in trainings.items():
+            own = ours.get(data_set, {}).get(training, {})
+            both = {key: own[key] - values[key] for key in values if key in own}
+            if both:
+                gains.setdefault(data_set, {})[training] = both
+    return gains
 
 
 def flat(summary: Summary) -> dict[str, Any]:
@@ -287,13 +296,14 @@ def _table(summaries: Sequence[Summary]) -> str:
     for one in summaries:
         place = "" if one.value is None else f" ({one.value:g})"
         cells = [f"{one.label}{place}", f"{one.data_sets} x {one.trainings}", str(one.pictures)]
-        cells += [_cell(one.found.get(name), FORMS.get(name, ".0%")) for name in names]
-        cells += [_cell(one.behind.get(name), "+" + FORMS.get(name, ".0%")) for name in ahead]
+        cells += [cell(one.found.get(name), FORMS.get(name, ".0%")) for name in names]
+        cells += [cell(one.behind.get(name), "+" + FORMS.get(name, ".0%")) for name in ahead]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(interval: Interval | None, form: str) -> str:
+def cell(interval: Interval | None, form: str) -> str:
+    """Return what a table tells of a mean; nothing for None."""
     return "" if interval is None else told(interval, form)
 
 

@@ -180,8 +180,8 @@ def test_a_subject_alone_is_there_once_and_clearly(boxes, near, verdict, words):
 def some_rows() -> list[Row]:
     """Seg-Mix on foxes: D&C 1 (good) and 0 (one box); then the second fox alone, as it should."""
     good = line(TWO, background=True)
-    bad = line(TWO[:1], "missing", 0.0, matched=(0, None), seed=1)
-    solo = line(TWO[:1], near=[(1, 1.0)], alone="b")
+    bad = line(TWO[:1], "missing", 0.0, matched=(0, None), seed=1, image="y.png")
+    solo = line(TWO[:1], near=[(1, 1.0)], alone="b", image="z.png")
     return [row for made in (good, bad, solo) for row in rows_of(made, FOXES, ["net"], True)]
 
 
@@ -321,6 +321,42 @@ def test_a_persons_verdicts_are_compared_with_the_metric_s(tmp_path, capsys):
         json.loads(text) for text in (tmp_path / "more/verdicts.jsonl").read_text().splitlines()
     ]
     assert {record["image"] for record in again} == {r["image"] for r in filled[1:]}
+
+
+def test_ways_of_making_pictures_are_compared_on_the_same_prompts_and_seeds(tmp_path, capsys):
+    """Of three shots a third way lacks one; by hand a is right in both of the rest, b in one."""
+    [one, *_] = some_rows()
+    rows = []
+    for variant, shots in (("a", "012"), ("b", "012"), ("c", "02"), ("d", "012")):
+        for shot in shots:
+            name = f"{variant}/{shot}.png"
+            (tmp_path / variant).mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / name)
+            seed = int(shot) + 7 * (variant == "b")  # as of a kept candidate
+            rows.append(replace(one, image=name, seed=seed, variant=variant, embedder="net"))
+    write_rows(tmp_path / "results.csv", rows)
+    few = ("--results", tmp_path / "results.csv", "--variants", "a", "b", "c")
+    by_hand_main("sample", *few, "--output", tmp_path / "hand", "--count", 8)
+    path = tmp_path / "hand/verdicts.jsonl"
+    drawn = [json.loads(text) for text in path.read_text().splitlines()]
+    assert {r["image"] for r in drawn} == {f"{v}/{shot}.png" for v in "abc" for shot in "02"}
+    said = {"a": "good", "b": "mixed", "c": "mixed"}
+    lines = [{**r, "count": 2, "verdict": said[r["image"][0]]} for r in drawn]
+    lines += [{"image": "b/1.png", "count": 2, "verdict": "good"}]
+    lines[[r["image"] for r in drawn].index("b/0.png")]["verdict"] = "good"
+    path.write_text("".join(json.dumps(record) + "\n" for record in lines))
+    capsys.readouterr()
+    by_hand_main("compare", *few, "--verdicts", path)
+    told = capsys.readouterr().out.splitlines()[-5:]
+    assert told == [
+        "a: by hand 100% [100%, 100%] of 2 pictures are good",
+        "b: by hand 67% [0%, 100%] of 3 pictures are good",
+        "c: by hand 0% [0%, 0%] of 2 pictures are good",
+        "a is ahead of b by +50% [+0%, +100%]",
+        "a is ahead of c by +100% [+100%, +100%]",
+    ]
+    with pytest.raises(SystemExit, match="--variants e: there are a, b, c, d"):
+        by_hand_main("sample", *few, "e")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The loop beside best-of-8 and more steps: the sums, the background's judge, a tiny run."""
 
-import csv
 import json
 import os
 import subprocess
@@ -17,6 +16,9 @@ from PIL import Image
 
 from experiments import loop_report, loop_rounds
 from experiments.backgrounds import BackgroundJudge, colour_of
+from experiments.plan import DataSet
+from experiments.results import MEASURES
+from experiments.rows import Row, read_rows
 from experiments.stats import Interval, bootstrap, nested_bootstrap
 from experiments.training import run_stage
 from mini.backgrounds import random_name
@@ -50,25 +52,77 @@ def test_trainings_that_differ_widen_what_pictures_alone_would_say():
     assert (apart.low, apart.high) == (0, 1) and alone.high - alone.low < 0.25
 
 
-def row(arm: str, image: str, success: int, training: int = 0) -> dict:
-    usual = {"pair": "foxes", "training": training, "kind": "together", "prompt": "p"}
-    blank = dict.fromkeys(("solo_success", "solo_bleed", "solo_count"), "")
-    return {**usual, **blank, "arm": arm, "image": image, "success": success, "background": 1}
+def row(arm: str, image: str, good: bool, seed: int = 0) -> Row:
+    return Row(
+        image=f"foxes/training_0/{arm}/{image}.png",
+        data_set="foxes",
+        kind="same class",
+        variant=arm,
+        training=0,
+        alone="",
+        prompt="p",
+        seed=seed,
+        embedder="net",
+        boxes=2,
+        score=0.5,
+        verdict="good" if good else "mixed",
+        failures=(),
+        cosines=(0.9, 0.9),
+        background=True,
+        size_ratio=None,
+    )
 
 
-def test_gains_are_paired_by_pair_training_and_picture():
-    """Round 2 beats round 0 in one of two pictures; a picture that only one of them has is out."""
-    rows = [row("round 0", "x", 0), row("round 0", "y", 1), row("round 0", "z", 1)]
-    rows += [row("round 2", "x", 1), row("round 2", "y", 1)]
+def test_leads_are_paired_by_picture_whatever_its_seed():
+    """Round 2 beats round 0 in one of two pictures; a picture that only one of them has is out.
+
+    A kept candidate has a seed of its own.
+    """
+    rows = [row("round 0", "x", False), row("round 0", "y", True), row("round 0", "z", True)]
+    rows += [row("round 2", "x", True, seed=7), row("round 2", "y", True)]
+    rows += [row("round 2, in contact", "x", False), row("composed of photos", "x", True)]
     found = loop_report.summarise(rows, "round 2")
-    first, last = (r for r in found if r["measure"] == "success")
-    assert (first["arm"], first["pictures"]) == ("round 0", 3)
-    assert first["mean"] == pytest.approx(2 / 3, abs=1e-4)
-    assert (first["loop_gain"], first["loop_gain_low"], first["loop_gain_high"]) == (0.5, 0, 1)
-    assert last["mean"] == 1 and last["loop_gain"] == ""
-    text = loop_report.markdown(found, ["foxes: 3 picks"], 1.26)
-    assert "| round 0 | 3 | 67% [0%, 100%] | +50% [+0%, +100%] |" in text
+    first, last, composed, contact = found
+    assert [(one.kind, one.arm, one.pictures) for one in found] == [
+        ("together", "round 0", 3), ("together", "round 2", 2),
+        ("together", "composed of photos", 1), ("contact", "round 2", 1),
+    ]  # fmt: skip
+    assert first.found["success"].mean == pytest.approx(2 / 3)
+    assert first.behind["success"] == Interval(0.5, 0, 1) and first.behind["score"] == (0, 0, 0)
+    assert last.found["success"] == (1, 1, 1) and not (last.behind or composed.behind)
+    assert contact.found["success"].mean == 0
+    columns = loop_report.flat(first)
+    assert columns["loop_ahead_success_high"] == 1 and columns["solo_bleed"] is None
+    text = loop_report.markdown(found, "round 2", ["foxes: 3 picks"], 1.26)
+    assert "| round 2 ahead: success |" in text
+    assert "| round 0 | 3 | 100% [100%, 100%] | 0.500 [0.500, 0.500] | 67% [0%, 100%] | " in text
+    assert "| +0.000 [+0.000, +0.000] | +50% [+0%, +100%] |" in text
     assert text.endswith("stopped stages not counted.\n\n- foxes: 3 picks\n")
+
+
+@pytest.mark.parametrize(
+    "nearest, verdict, bleed",
+    [
+        ("a", "good", 0),
+        ("b", "mixed", 1),
+        ("ab", "extra", 1),
+        ("aa", "extra", 0),
+        ("", "missing", None),
+    ],
+)
+def test_what_a_picture_of_one_alone_comes_to(tmp_path, nearest, verdict, bleed):
+    data_set = DataSet("foxes", tmp_path, {"a": "olis fox", "b": "hta fox"})
+    net = "nets/net@12 mean"
+    line = {
+        "image": "x.png", "variant": "round 0", "training": 1, "prompt": "p", "seed": 0,
+        "named": ["a"], "boxes": [[0, 0, 1, 1]] * len(nearest),
+        "scores": {"other@1": {}, net: {}}, "nearest": {net: list(nearest)},
+    }  # fmt: skip
+    made = loop_report.row_of(line, data_set, True)
+    assert (made.verdict, made.embedder, made.alone) == (verdict, "net", "a")
+    assert MEASURES["solo_bleed"](made) == bleed
+    assert MEASURES["solo_count"](made) == (len(nearest) != 1)
+    assert MEASURES["solo_success"](made) == (verdict == "good")
 
 
 # The background
@@ -216,15 +270,14 @@ def test_a_tiny_comparison_is_drawn_up_and_goes_on(sdxl_backbone, tmp_path, monk
         "--metric_flags=--threshold 0.01",
     ]
     loop_rounds.main(loop_rounds.parse_args(words))
-    with (tmp_path / "out/results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "out/results.csv")
     arms = ["round 0", "round 1", "best of 2", "more 1", loop_report.COMPOSED]
-    assert list(dict.fromkeys(r["arm"] for r in rows)) == arms
-    kinds = [[r["kind"] for r in rows if r["arm"] == arm] for arm in arms]
+    kinds = [[loop_report.kind_of(r) for r in rows if r.variant.startswith(arm)] for arm in arms]
     assert kinds == [["together"] * 3 + ["alone"] * 4 + ["contact"] * 2] * 5
-    assert {r["embedder"] for r in rows} == {"two"}
+    assert {r.embedder for r in rows} == {"two"}
+    assert all((tmp_path / "out" / r.image).is_file() for r in rows)
     out = capsys.readouterr().out
-    assert "two_foxes, training 0, round_0: 0 picks" in out and "## contact: background" in out
+    assert "two_foxes, training 0, round_0: 0 picks" in out and "## contact" in out
     assert json.loads((tmp_path / "out/hours.json").read_text())
     best = tmp_path / "out/two_foxes/training_0/best_of_2/held_out/pictures.jsonl"
     assert '"best_of"' in best.read_text()
