@@ -180,7 +180,7 @@ def completed(args: CheckpointArgs, save: Path, problems: list[str]) -> Checkpoi
 
 def read_subjects(folder: str) -> Subjects:
     try:
-        return load_subjects(folder, min_subjects=2)
+        return load_subjects(folder, min_subjects=2, caption_key=None)
     except MetadataError as error:
         raise RefusedError(str(error)) from error
 

@@ -81,7 +81,7 @@ def load_references(folder: Path, crop: bool = False) -> References:
 
 
 def _from_metadata(folder: Path, crop: bool) -> References:
-    subjects = load_subjects(folder)
+    subjects = load_subjects(folder, caption_key=None)
     images: dict[str, list[Image.Image]] = {subject: [] for subject in subjects.names}
     for photo in subjects.cuts if crop else subjects.photos:
         image = load_rgb(photo.image)

@@ -48,7 +48,7 @@ def load_subjects(
     folder: str | Path,
     filename: str = "metadata.jsonl",
     min_subjects: int = 1,
-    caption_key: str = "text",
+    caption_key: str | None = "text",
     resolution: int | None = None,
     look: Callable[[list[PhotoAndMask], int | None], list[Findings]] = check_photos,
 ) -> Subjects:
@@ -58,7 +58,8 @@ def load_subjects(
         folder: the directory with the metadata file, the photos and the masks.
         filename: "metadata.jsonl", or "class_metadata.jsonl" for a prior set.
         min_subjects: 2 where Seg-Mix is on.
-        caption_key: key of the caption, or the list of captions, in the photo lines.
+        caption_key: key of the caption, or the list of captions, in the photo lines; None: captions
+            are of no use, and each is "".
         resolution: side of the training samples (px); None: there is no training.
         look: in place of `check_photos`, by who keeps what it found.
 
@@ -161,7 +162,7 @@ def _parse(text: str) -> tuple[dict | None, list[str]]:
 class _Reader:
     """Gathers names, photos and problems; a problem is (line number, text), sorted at the end."""
 
-    def __init__(self, path: Path, caption_key: str):
+    def __init__(self, path: Path, caption_key: str | None):
         self.path = path
         self.caption_key = caption_key
         self.names: dict[str, str] = {}
@@ -224,7 +225,7 @@ class _Reader:
         self.shares = {folded(source): share for source, share in shares.items()}
 
     def _read_photo(self, line: int, record: dict, ids_known: bool) -> None:
-        captions = self._read_keys(line, record, ("id", *FILES, self.caption_key))
+        captions = self._read_keys(line, record, ("id", *FILES))
         if "id" in record and not _is_text(record["id"]):
             hint = " (a second subjects line? there is one, the first)"
             self.complain(line, NO_TEXT.format("id") + hint)
@@ -246,7 +247,7 @@ class _Reader:
 
     def _read_scene(self, line: int, record: dict, ids_known: bool) -> None:
         """Read a line of several subjects in one picture, or of subjects without a mask."""
-        captions = self._read_keys(line, record, ("file_name", self.caption_key))
+        captions = self._read_keys(line, record, ("file_name",))
         if "mask_path" in record:
             self.complain(line, f'"mask_path" beside "{SUBJECTS}"; give each of these its own')
         entries = record[SUBJECTS]
@@ -295,10 +296,13 @@ class _Reader:
         self.scenes.append((line, scene))
 
     def _read_keys(self, line: int, record: dict, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """Complain about keys that are missing; return the captions."""
-        for key in keys:
+        """Complain about keys that are missing, the captions' too; return the captions."""
+        wanted = keys if self.caption_key is None else (*keys, self.caption_key)
+        for key in wanted:
             if key not in record:
                 self.complain(line, f'no "{key}"; add it to the line')
+        if self.caption_key is None:
+            return ("",)
         captions = _captions(record.get(self.caption_key))
         if self.caption_key in record and not captions:
             self.complain(line, NO_TEXT.format(self.caption_key))
@@ -397,6 +401,8 @@ def _warnings(path: Path, reader: _Reader) -> Iterator[str]:
             hint = "" if subject == ids[0] else f'; of several subjects make one line: "{SUBJECTS}"'
             yield f'{path}:{line}: "{picture.image.name}" is the photo of line {earlier}{hint}'
         first_line.setdefault(digest, (line, ids[0]))
+        if reader.caption_key is None:
+            continue
         for name in (reader.names[subject] for subject in ids):
             if any(name.lower() not in folded(caption).lower() for caption in picture.captions):
                 yield f'{path}:{line}: the caption lacks its subject\'s name "{name}"'

@@ -48,6 +48,7 @@ from mudi.loop.picking import (
     Candidate,
     boxes_of,
     choose,
+    how_many,
     only_subject,
     score_of,
     thumbnail,
@@ -177,15 +178,17 @@ def next_data(settings: Settings, made: Round, launch: Launch) -> str | None:
             f"round {made.number}: {why_none(picks)}. Better or more prompts or a lower "
             "pick.min_score may help: change them and give the same command again"
         )
+    subjects = load_subjects(settings.instance_data_dir, caption_key=None)
     if (subject := only_subject(picks)) is not None:
-        name = load_subjects(settings.instance_data_dir).names[subject]
         return (
-            f"round {made.number}: all picks show {name} alone, which teaches nothing of keeping "
-            "subjects apart; let more prompts name several and give the same command again"
+            f"round {made.number}: all picks show {subjects.names[subject]} alone, which teaches "
+            "nothing of keeping subjects apart; let more prompts name several and give the same "
+            "command again"
         )
-    logger.info("round %d: cut", made.number)
+    told = how_many(picks, len(subjects.photos) + len(subjects.scenes), settings.shares)
+    logger.info("round %d: cut; %s", made.number, told)
     do(made, "cut", cut_words(settings, made), launch)
-    tell(settings, f"round {made.number} is done")
+    tell(settings, f"round {made.number} is done: {told}")
     return None
 
 

@@ -83,9 +83,8 @@ def _flag_problems(table: str, flags: Mapping[str, Any], known: set[str]) -> lis
 
 
 def _read_photos(settings: Settings, problems: list[str]) -> Subjects | None:
-    key = settings.train.get("caption_column", "text")
     try:
-        subjects = load_subjects(settings.instance_data_dir, caption_key=key)
+        subjects = load_subjects(settings.instance_data_dir, caption_key=settings.caption_column)
     except MetadataError as error:
         problems += error.problems
         return None

@@ -118,6 +118,19 @@ def why_none(picks: Sequence[Mapping[str, Any]]) -> str:
     return text if best is None else f"{text}; the best score is {best:.3f}"
 
 
+def how_many(picks: Sequence[Mapping[str, Any]], photos: int, shares: tuple[int, int]) -> str:
+    """Say how many pictures were picked, and how much more often each is drawn than a photo.
+
+    Args:
+        photos: how many there are.
+        shares: draws of photos, and of picked pictures.
+    """
+    picked = sum(pick["fate"] == PICKED for pick in picks)
+    often = (shares[1] / picked) / (shares[0] / photos)
+    told = f"{picked} of {len(picks)} pictures are picked; each is drawn {often:.2g} times as often"
+    return f"{told} as one of the {photos} photos"
+
+
 def only_subject(picks: Sequence[Mapping[str, Any]]) -> str | None:
     """Return the one subject that all picked pictures show alone, if it is so."""
     shown = {subject for pick in picks if pick["fate"] == PICKED for subject in pick["named"]}

@@ -109,6 +109,10 @@ class Settings:
     def training_script(self) -> Path:
         return Path(self.script) if self.script else ROOT / BACKBONES[self.backbone].script
 
+    @property
+    def caption_column(self) -> str:
+        return self.train.get("caption_column", "text")
+
     def flags_of(self, number: int) -> dict[str, Any]:
         """Return the training's flags in a round."""
         return self.train | self.again if number else self.train

@@ -147,7 +147,7 @@ def cut_words(settings: Settings, made: Round) -> list[str]:
         "picks": made.picks,
         "images": made.pictures,
         "instance_data_dir": settings.instance_data_dir,
-        "caption_column": settings.train.get("caption_column", "text"),
+        "caption_column": settings.caption_column,
         "shares": [photos, pictures],
         "output_dir": made.data,
     }

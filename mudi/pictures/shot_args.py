@@ -102,7 +102,7 @@ def read_subjects(args: PictureArgs, problems: list[str]) -> Subjects | None:
     if not args.instance_data_dir:
         return None
     try:
-        return load_subjects(args.instance_data_dir)
+        return load_subjects(args.instance_data_dir, caption_key=None)
     except MetadataError as error:
         problems += error.problems
         return None

@@ -197,7 +197,11 @@ def test_a_loop_without_a_pick_goes_on_with_other_rules_or_prompts(sdxl_backbone
 
 
 def test_picks_of_one_subject_alone_end_it(sdxl_backbone, tmp_path, capsys):
+    """Also where captions have a key of their own."""
     path = write_loop(tmp_path, sdxl_backbone.base)
+    path.write_text(path.read_text().replace("[train]", '[train]\ncaption_column = "told"'))
+    metadata = tmp_path / "data/metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"text":', '"told":'))
     (tmp_path / "prompts.txt").write_text("a olis square, alone\n")
     told = ends(path, capsys, stages())
     assert "round 0: all picks show olis square alone" in told

@@ -5,7 +5,7 @@ import pytest
 from looping import PROMPTS, good_picture
 from PIL import Image
 
-from mudi.loop.picking import Candidate, choose, only_subject, thumbnail, why_none
+from mudi.loop.picking import Candidate, choose, how_many, only_subject, thumbnail, why_none
 from mudi.loop.rounds import best_round, ended, figures_of
 from mudi.loop.settings import Pick, Stop
 
@@ -98,6 +98,10 @@ def test_what_is_said_of_picks():
     )
     alone = [{"fate": "picked", "named": ["a"]}, {"fate": "mixed", "named": ["a", "b"]}]
     assert only_subject(alone) == "a"
+    many = [*picks, *alone, {"fate": "picked"}]
+    assert how_many(many, 10, (3, 1)) == (  # 1/8 of the draws each, a photo 3/40
+        "2 of 6 pictures are picked; each is drawn 1.7 times as often as one of the 10 photos"
+    )
     assert only_subject([*alone, {"fate": "picked", "named": ["a", "b"]}]) is None
 
 

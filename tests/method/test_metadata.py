@@ -568,6 +568,20 @@ def test_any_number_of_subjects_and_any_ids(tmp_path, ids):
     assert subjects.warnings == ()
 
 
+def test_who_needs_no_captions_reads_none(folder):
+    """Pictures and scores are made from folders whose captions have any key."""
+    scene = {"file_name": "a0.jpg", "subjects": [{"id": "a"}, {"id": "b"}]}
+    for line in folder.lines:
+        line.pop("text", None)
+    folder.lines.append(scene)
+    folder.save()
+    assert any('no "text"; add it' in problem for problem in problems_of(folder.path))
+    found = load_subjects(folder.path, caption_key=None)
+    assert len(found.photos) == 6 and len(found.scenes) == 1
+    assert {picture.captions for picture in (*found.photos, *found.scenes)} == {("",)}
+    assert not any("the caption lacks" in warning for warning in found.warnings)
+
+
 def test_the_caption_key_can_be_chosen(folder):
     for line in folder.lines[1:]:
         line["caption"] = line.pop("text").upper()
