@@ -4,10 +4,10 @@ r"""Make a prior set: class pictures by SDXL, their masks, and class_metadata.js
     accelerate launch generate_prior.py --gen_class a="action figure" b="corgi" --gen_mask \
         --out_dir dataset/reg/actionfigure_2_and_dog0
 
-A picture counts when exactly one object of its class is found in it; otherwise it is drawn anew, up
-to --tries times. Every picture's noise follows from --seed, its class, its number and the try
-alone: a stopped run goes on with the same command and gives the same pictures; one that you delete
-is drawn anew by its next try. Another --id in the same --out_dir adds its class.
+With --gen_mask a picture counts when exactly one object of its class is found in it; otherwise it
+is drawn anew, up to --tries times. Every picture's noise follows from --seed, its class, its number
+and the try alone: a stopped run goes on with the same command and gives the same pictures; one that
+you delete is drawn anew by its next try. Another --id in the same --out_dir adds its class.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mudi.ground.errors import SetupError, program
-from mudi.ground.files import replace_file
+from mudi.ground.files import replace_file, unwritable
 from mudi.ground.flags import flag, parse
 from mudi.images import ImageError, load_rgb
 from mudi.metadata import MetadataError, load_subjects
@@ -196,6 +196,8 @@ def main(args: DownloadArgs) -> int:
         print("\n".join(f"{name:36} {folder.path}" for name, folder in FOLDERS.items()))
         return 0
     folders = check_args(args)
+    if why := unwritable(args.output):
+        raise SetupError(f"--output {args.output}: {why}")
     print(LICENCES)
     try:
         fetch_folders(args.repository, args.output, folders)

@@ -6,12 +6,12 @@ Every tile is a collage as the training would see it, with the outline of its ma
 its prompt below.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mudi.backbones.table import BACKBONES
 from mudi.ground.flags import flag, parse
-from mudi.training.args import MIXES, subject_scales
+from mudi.training.args import MIXES, TrainingArgs, subject_scales
 
 
 @dataclass
@@ -26,7 +26,7 @@ class PreviewArgs:
     seed: int = flag(0, "another seed, other collages")
     caption_column: str = flag("text", "key of the captions")
     mix: str = flag("segmix", "as in training", choices=MIXES)
-    segmix_num_subjects: int = flag(2, "subjects a collage", at_least=1)
+    segmix_num_subjects: int = flag(2, "subjects a collage", at_least=2)
     relative_scale: float = flag(0.0, "as in training", at_least=-1, at_most=1)
     subject_scales: list[str] | None = flag(None, "as in training", nargs="+", metavar="ID=SCALE")
     random_flip: bool = flag(False, "as in training")
@@ -43,15 +43,22 @@ import sys
 
 from mudi.data import SampleOptions, SegMixDataset, collage_sheet
 from mudi.ground.errors import program, refuse
-from mudi.ground.files import write_image
+from mudi.ground.files import unwritable, write_image
 from mudi.ground.flags import range_complaints
 from mudi.metadata import MetadataError, load_subjects
 from mudi.texts import printable
+from mudi.training.checks import data_complaints, mixing_complaints
 
 
 @program
 def main(args: PreviewArgs) -> None:
-    refuse(range_complaints(args))
+    backbone = BACKBONES[args.style]
+    flags = {declared.name for declared in fields(TrainingArgs)} & vars(args).keys()
+    training = TrainingArgs(segmix_prob=1.0, **{name: getattr(args, name) for name in flags})
+    problems = range_complaints(args) + data_complaints(training, backbone.size_unit)
+    if why := unwritable(args.output.absolute().parent):
+        problems.append(f"--output {args.output}: {why}")
+    refuse(problems)
     try:
         subjects = load_subjects(
             args.instance_data_dir,
@@ -64,11 +71,12 @@ def main(args: PreviewArgs) -> None:
         refuse(error.problems)
     except ValueError as error:
         refuse([str(error)])
+    refuse(mixing_complaints(training, subjects, backbone.style))
     for warning in subjects.warnings:
         print(printable(warning), file=sys.stderr)
     options = SampleOptions(
         resolution=args.resolution,
-        style=BACKBONES[args.style].style,
+        style=backbone.style,
         segmix_prob=1.0,
         num_subjects=args.segmix_num_subjects,
         scales=scales,

@@ -5,7 +5,7 @@ r"""Train a small DINOv2 to tell instances apart: class, colours and what is wor
 and a second one that checks the first, of another shape and with other random numbers:
 
     python -m mini.training.embedder --seed 1 --width 128 --layers 8 --patch 16 --minutes 30 \
-        --state_dir ~/.cache/mudi-mini/embedder-2 --output output/mini/embedder-2
+        --state_dir ~/.cache/mudi-mini2/embedder-2 --output output/mini/embedder-2
 
 Two views of an instance attract each other, all others repel (NT-Xent, arXiv 2002.05709): a whole
 picture as the metric's references are, and a crop as it cuts from a scene. The embedding is the

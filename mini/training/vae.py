@@ -7,7 +7,7 @@ weights, in fp16, as any diffusers VAE is saved. A new encoder makes a base wort
 trained on the old one's latents; a new decoder doesn't:
 
     python -m mini.training.vae --start_from output/mini/vae --freeze_encoder \
-        --state_dir ~/.cache/mudi-mini/decoder --output output/mini/vae-2 --minutes 120
+        --state_dir ~/.cache/mudi-mini2/decoder --output output/mini/vae-2 --minutes 120
 """
 
 import json

@@ -6,7 +6,7 @@ r"""Cut the subjects out of picked pictures; write a data folder of these beside
 
 Each picked picture becomes a scene: whole, its prompt for a caption, with a mask of each subject
 whose box could be cut out; one that could not is told, and stays in the whole picture only. The
-folder appears complete or not at all. sheet.png beside it shows the masks.
+folder appears complete or not at all. data.png beside it shows the masks.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
     output_dir = "output/loop"
     instance_data_dir = "dataset/category/robot_and_teddy"
     pretrained_model_name_or_path = "stabilityai/stable-diffusion-xl-base-1.0"
-    backbone = "sdxl"               # or script = "flux/train_segmix_lora_flux.py"
+    backbone = "sdxl"               # or flux, klein, zimage; script = "..." for one of your own
     prompts = "prompts.txt"         # a line each; their pictures are learned from
     held_out = "held_out.txt"       # these are not, and say when to stop
     rounds = 2                      # after round 0, at most
@@ -86,7 +86,7 @@ class Settings:
     prompts: Path = flag(Path(), "text file")
     held_out: Path = flag(Path(), "text file")
     backbone: str = flag("sdxl", "of mudi.backbones.table")
-    script: str = flag("", "training script; unset: the backbone's")
+    script: str = flag("", "training script of your own for that backbone; unset: ours")
     rounds: int = flag(2, "after round 0", at_least=1)
     real_share: float = flag(0.5, "of the photos in the draws", above=0, below=1)
     seed: int = flag(0, "of all", at_least=0)

@@ -257,7 +257,6 @@ def load_data(args: TrainingArgs, style: SegMixStyle, complaints: list[str]) -> 
         subjects = _load(args.instance_data_dir, args, complaints)
     if subjects is not None:
         complaints += mixing_complaints(args, subjects, style)
-        complaints += _source_complaints(args, subjects)
         try:
             scales = subject_scales(args, subjects.names)
         except ValueError as error:
@@ -334,10 +333,21 @@ def _load_prior(
 
 
 def mixing_complaints(args: TrainingArgs, subjects: Subjects, style: SegMixStyle) -> list[str]:
-    """Complain about collages of more subjects than there are, or than can be shown."""
-    if args.segmix_prob == 0:
-        return []
+    """Complain about collages that can't be made of these subjects."""
     complaints = []
+    if args.segmix_pool and subjects.shares:
+        complaints.append(
+            "--segmix_pool takes collages whichever picture is drawn, so the metadata's shares "
+            "would not hold: leave one of them out"
+        )
+    if args.segmix_prob == 0:
+        return complaints
+    alone = {photo.subject for photo in subjects.photos}
+    lacking = [name for subject, name in subjects.names.items() if subject not in alone]
+    if args.mix == "cutmix" and lacking:
+        complaints.append(
+            f"--mix cutmix joins photos of one subject each; {', '.join(lacking)} has none"
+        )
     count, total = args.segmix_num_subjects, len(subjects.names)
     columns = style.reference_size / style.margin_fit
     if count > total >= 2:
@@ -349,22 +359,6 @@ def mixing_complaints(args: TrainingArgs, subjects: Subjects, style: SegMixStyle
         complaints.append(
             f"--segmix_num_subjects {count}: {collages} different collage prompts, more than "
             f"the {MAX_PROMPTS} that are encoded beforehand; mix fewer at a time"
-        )
-    return complaints
-
-
-def _source_complaints(args: TrainingArgs, subjects: Subjects) -> list[str]:
-    complaints = []
-    if args.segmix_pool and subjects.shares:
-        complaints.append(
-            "--segmix_pool takes collages whichever picture is drawn, so the metadata's shares "
-            "would not hold: leave one of them out"
-        )
-    alone = {photo.subject for photo in subjects.photos}
-    lacking = [name for subject, name in subjects.names.items() if subject not in alone]
-    if args.mix == "cutmix" and args.segmix_prob > 0 and lacking:
-        complaints.append(
-            f"--mix cutmix joins photos of one subject each; {', '.join(lacking)} has none"
         )
     return complaints
 

@@ -95,6 +95,7 @@ def plan_run(accelerator: Accelerator, args: TrainingArgs, data: Data) -> Plan:
     epoch_steps = _epoch_steps(accelerator, args, data)
     num_steps = args.max_train_steps or args.num_train_epochs * epoch_steps
     _warn_of_warm_up(args, num_steps)
+    _tell_of_checkpoints(args, num_steps)
     if resume is not None and step_of(resume) > num_steps:
         logger.warning(f"{resume.name} is past the run's {num_steps} steps; nothing is trained")
     schedule = DrawSchedule(
@@ -143,6 +144,15 @@ def _warn_of_warm_up(args: TrainingArgs, num_steps: int) -> None:
         f"the rate only rises, from 0 to {last:.3g}, and never is --learning_rate "
         f"{args.learning_rate:g}"
     )
+
+
+def _tell_of_checkpoints(args: TrainingArgs, num_steps: int) -> None:
+    """Say so where a run writes nothing that it could be continued from."""
+    if args.checkpointing_steps > num_steps:
+        logger.info(
+            f"--checkpointing_steps {args.checkpointing_steps}: more than the run's {num_steps} "
+            "steps, so no checkpoint is written and a stopped run begins anew; with 500 it goes on"
+        )
 
 
 def _find_resume(args: TrainingArgs, output_dir: Path) -> Path | None:

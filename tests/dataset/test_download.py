@@ -154,6 +154,9 @@ def test_bad_arguments_stop_before_anything_is_fetched(source, out):
     with pytest.raises(SystemExit, match="--list shows the names"):
         download.main(download.parse_args(["--output", str(out)]))
     assert not out.exists()
+    out.write_text("a file")
+    with pytest.raises(SystemExit, match=f"--output {out}: {out} is a file"):
+        run(source, out, "actionfigure_2_and_dog0")
 
 
 def test_the_list_names_every_folder(capsys):

@@ -64,6 +64,15 @@ def test_a_warm_up_that_ends_or_is_not_heeded_is_not_told(sdxl_backbone, tmp_pat
     assert told[3] == 1e-3 and "--lr_warmup_steps" not in caplog.text
 
 
+@pytest.mark.parametrize("steps, is_told", [(3, False), (4, True)])
+def test_a_run_that_writes_no_checkpoint_says_so(sdxl_backbone, tmp_path, caplog, steps, is_told):
+    caplog.set_level("INFO", logger="mudi")
+    sdxl_backbone.train(tmp_path, f"--max_train_steps 3 --checkpointing_steps {steps}")
+    wanted = "--checkpointing_steps 4: more than the run's 3 steps, so no checkpoint is written"
+    assert (wanted in caplog.text) == is_told
+    assert bool(list(tmp_path.glob("checkpoint-*"))) != is_told
+
+
 @pytest.mark.parametrize("optimizer, rates", [("AdamW", [8e-3, 5e-6]), ("prodigy", [8e-3, 8e-3])])
 def test_scaling_the_rate_leaves_the_text_encoders_alone(sdxl_backbone, tmp_path, optimizer, rates):
     """But Prodigy's two must be equal."""

@@ -329,6 +329,17 @@ def test_the_preview_and_training_collages_are_drawn_from_the_example(tmp_path):
     words = f"--instance_data_dir {EXAMPLE} --output {sheet} --num_collages 3 --resolution 128"
     preview.main(preview.parse_args(words.split()))
     assert sheet.stat().st_size > 10_000
+    sheet.unlink()
+    for more, told in (
+        ("--segmix_num_subjects 3", "--segmix_num_subjects 3: the metadata has 2 subjects"),
+        ("--segmix_num_subjects 1", "--segmix_num_subjects 1: must be 2 or more"),
+        ("--mix cutmix --segmix_num_subjects 3", "leave --segmix_num_subjects out"),
+        ("--resolution 100", "--resolution 100: must be a multiple of 8"),
+        (f"--output {EXAMPLE}/metadata.jsonl/x.png", "metadata.jsonl is a file"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            preview.main(preview.parse_args(f"{words} {more}".split()))
+    assert not sheet.exists()
 
 
 def test_a_caption_that_is_cut_is_told_with_its_line_and_what_is_read_of_it(
