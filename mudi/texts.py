@@ -41,6 +41,24 @@ def replace_names(text: str, others: Mapping[str, str]) -> str:
     return text
 
 
+def rename(text: str, was: str, now: str, others: Iterable[str]) -> str:
+    """Put a name in another's place; a text without that one stays as it is.
+
+    Args:
+        others: names that stay as they are written, also where the old one is a part of them.
+    """
+    marked, marks = mark_names(text, [was, *others])
+    if not any(marks.get(letter) == was for letter in marked):
+        return text
+    text, made, at = folded(text), "", 0
+    for letter in marked:
+        name = marks.get(letter)
+        end = at + (1 if name is None else len(folded(name)))
+        made += now if name == was else text[at:end]
+        at = end
+    return made
+
+
 def has_half_character(text: str) -> bool:
     """Say whether a text holds a lone surrogate, as JSON's "\\ud83d" is; no file can hold that."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -35,7 +35,7 @@ from mudi.masks.folder import (
 from mudi.metadata import SUBJECTS, MetadataError, Subjects, file_problem, load_subjects
 from mudi.photo_checks import Findings, PhotoAndMask, check_photos
 from mudi.studio.server import Refusal
-from mudi.texts import folded, replace_names
+from mudi.texts import folded, rename
 
 BY_HAND = "by hand"  # in the note of a mask that was touched
 KEPT_PHOTOS = 3  # decoded; one of 12 megapixels takes 36 MB
@@ -233,7 +233,8 @@ class PhotoFolder:
         """Name a subject, a new one (was: None) or by another name, in its captions too.
 
         Raises:
-            Refusal: it has another name by now.
+            Refusal: it has another name by now, the new one is another subject's, or a later
+                renaming could not tell it from other words of the captions.
         """
         subject, now = subject.strip(), folded(now)
         if not subject or not now:
@@ -242,11 +243,15 @@ class PhotoFolder:
             records = self.records()
             names = records[0]["id"]
             _check_same(names.get(subject), was, f"the name of {subject}")
+            others = {i: folded(str(name)) for i, name in names.items() if i != subject}
+            for other, name in others.items():
+                if name.casefold() == now.casefold():
+                    told = f'subject {other} is named "{name}"; take another name'
+                    raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, told)
             names[subject] = now
             if was is not None:
-                for line in records[1:]:
-                    if subject in _shown_in(line) and "text" in line:
-                        line["text"] = _renamed(line["text"], was, now)
+                own = [line for line in records[1:] if subject in _shown_in(line)]
+                _rename_in(own, was, now, [name for name in others.values() if name])
             write_records(self.metadata, records)
             waiting = [e for e in self.entries() if e.line is None and e.mask.is_file()]
             self._list(waiting, self.records())
@@ -386,10 +391,39 @@ def _shown_in(line: dict[str, Any]) -> list[Any]:
     return [line.get("id"), *(cut.get("id") for cut in cuts if isinstance(cut, dict))]
 
 
-def _renamed(text: Any, was: str, now: str) -> Any:
+def _rename_in(lines: list[dict[str, Any]], was: str, now: str, others: list[str]) -> None:
+    """Put a subject's new name into the captions of its lines.
+
+    Where none of them has the old one, they may have the new one already.
+
+    Raises:
+        Refusal: the old name could not be put back so.
+    """
+    found = [(line.get("file_name"), text) for line in lines for text in _texts_in(line)]
+    renamed = {text: rename(text, was, now, others) for _, text in found}
+    if any(text != new for text, new in renamed.items()):
+        for photo, text in found:
+            back = rename(renamed[text], now, was, others)
+            if folded(back).casefold() != folded(text).casefold():
+                told = (
+                    f'in the caption of {photo}, "{now}" could not be told from other words; take '
+                    "another name, or change that caption first"
+                )
+                raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, told)
+    for line in lines:
+        if "text" in line:
+            line["text"] = _replaced(line["text"], renamed)
+
+
+def _texts_in(line: dict[str, Any]) -> list[str]:
+    text = line.get("text")
+    return [part for part in (text if isinstance(text, list) else [text]) if isinstance(part, str)]
+
+
+def _replaced(text: Any, new: dict[str, str]) -> Any:
     if isinstance(text, list):
-        return [_renamed(part, was, now) for part in text]
-    return replace_names(text, {was: now}) if isinstance(text, str) else text
+        return [_replaced(part, new) for part in text]
+    return new.get(text, text) if isinstance(text, str) else text
 
 
 def _placed(complaint: str, path: Path) -> tuple[int, str]:

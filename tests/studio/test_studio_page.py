@@ -288,6 +288,32 @@ def test_captions_are_written_as_they_are_typed_with_complaints_at_their_photos(
         hand.close()
 
 
+def test_a_name_is_written_when_its_field_is_left_and_not_as_it_is_typed(chromium, folder):
+    folder.lines[1]["text"] = "A photo of a olis robot on a red chair in a garden."
+    folder.save()
+    before = folder.metadata.read_text()
+    with served(folder.path, *FOREGROUND) as server:
+        hand = Hand(chromium, server.address, "captions")
+        name = hand.page.get_by_label("Name of a", exact=True)
+        caption = hand.page.locator('.card[data-photo="a0.jpg"] textarea')
+        for leave, now in (("Enter", "amb robot"), ("Tab", "sks robot")):
+            name.press("Control+a")
+            name.type(now[0])
+            hand.page.wait_for_timeout(600)  # longer than what a caption waits
+            assert folder.metadata.read_text() == before
+            name.type(now[1:])
+            hand.press(leave)
+            before = folder.metadata.read_text()
+            said = f"A photo of a {now} on a red chair in a garden."
+            assert json.loads(before.splitlines()[1])["text"] == caption.input_value() == said
+        name.fill("a")  # as the captions have it elsewhere
+        hand.press("Enter")
+        hand.page.wait_for_selector("#status.bad")
+        assert "could not be told from other words" in hand.told("#status")
+        assert name.input_value() == "a" and folder.metadata.read_text() == before
+        hand.close()
+
+
 def test_suggested_captions_are_checked_and_asked_for_again(chromium, folder, endpoint):
     good = "A photo of a olis robot on a wooden shelf, seen from the front."
     bad = "A photo of a red olis robot on a shelf."

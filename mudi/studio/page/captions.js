@@ -1,7 +1,8 @@
-// Names and captions: written as they are typed, with what the checker says beside each photo.
+// Names and captions, with what the checker says beside each photo. Captions are written as they are
+// typed; a name, which goes into many of them, when its field is left or by Enter.
 import { $, address, ask, attempt, complaints, debounced, el, folder, onFolder, refresh, say, setFolder, tell } from "./common.js";
 
-const PAUSE = 400; // ms without a key, after which what was typed is written
+const PAUSE = 400; // ms without a key, after which what was typed of a caption is written
 
 const cards = new Map(); // by photo
 let names = null;
@@ -10,11 +11,12 @@ let can = { captions: false };
 const lines = (text) => (Array.isArray(text) ? text : [text ?? ""]);
 const shown = (text) => lines(text).join("\n");
 
-// A text box that writes itself: `write(was, now)` returns the folder's new state.
+// A text box that writes itself when it is left, or also `pause` ms after a key: `write(was, now)`
+// returns the folder's new state.
 class Field {
-  constructor(input, value, write) {
+  constructor(input, value, write, pause = null) {
     Object.assign(this, { input, write, was: value, busy: Promise.resolve() });
-    const later = debounced(() => this.save(), PAUSE);
+    const later = pause === null ? () => {} : debounced(() => this.save(), pause);
     input.addEventListener("input", () => {
       this.held = false;
       input.dataset.state = "typing";
@@ -66,7 +68,8 @@ function card(photo) {
     el("img", { src: address("thumbnail", { photo: photo.name, stamp: photo.stamp }), alt: "", loading: "lazy" }),
     el("div", {}, el("div", { class: "row" }, el("strong", {}, photo.name), subject, suggest), text, told));
   made.dataset.photo = photo.name;
-  const field = new Field(text, photo.text, (was, now) => tell("caption", { photo: photo.name, was, now: now.split("\n") }));
+  const write = (was, now) => tell("caption", { photo: photo.name, was, now: now.split("\n") });
+  const field = new Field(text, photo.text, write, PAUSE);
   const own = { made, field, subject, told, suggest, photo };
   suggest.addEventListener("click", () => suggestFor(own));
   subject.addEventListener("change", () => attempt(async () => {
