@@ -100,7 +100,7 @@ class Easel:
             self._busy.release()
 
     def _sampler_for(self, wish: Wish) -> Sampler:
-        """Return a sampler for this canvas and these subjects; weights are loaded once.
+        """Return a sampler on a wish's stage; weights are loaded once.
 
         But under CPU offload, where a sampler has to be made before.
         """
@@ -115,6 +115,7 @@ class Easel:
             self._made_for = made_for
             if not keep:
                 place(pipeline, device, self.args.cpu_offload)
+        self._sampler.stage = wish.stage  # cut out of the photos and masks as they are by now
         return self._sampler
 
     def _load(self) -> DiffusionPipeline:

@@ -178,7 +178,7 @@ class Stages:
 
     def stage(self, subjects: Subjects, size: tuple[int, int]) -> Stage:
         """Return where subjects are laid out."""
-        files = [stamp_of(path) for p in subjects.photos for path in (p.image, p.mask)]
+        files = [stamp_of(path) for p in subjects.cuts for path in (p.image, p.mask)]
         key = repr((subjects, size, files))
         if self._kept is None or self._kept[0] != key:
             self._kept = key, Stage(subjects, size)

@@ -478,6 +478,27 @@ def test_a_dragged_layout_is_the_start_that_the_page_showed(chromium, folder, tm
         hand.close()
 
 
+def test_what_is_dragged_is_cut_out_by_the_mask_that_is_there(chromium, folder):
+    mask = np.zeros((48, 64), dtype=bool)
+    mask[2:10, 2:60] = True
+    with served(folder.path, *FOREGROUND) as server:
+        hand = Hand(chromium, server.address, "layout")
+        hand.page.get_by_label("Photo of olis robot").select_option("a0.jpg")
+        hand.settle()
+        ghost = hand.page.locator('#stage .actor[data-subject="a"] img')
+        sizes = []
+        for _ in range(2):
+            ghost.evaluate("(image) => image.decode()")
+            sizes.append(ghost.evaluate("(image) => [image.naturalWidth, image.naturalHeight]"))
+            Image.fromarray(mask).save(folder.path / "mask_a0.png")
+            hand.page.locator("#tab-captions").click()
+            hand.settle()
+            hand.page.locator("#tab-layout").click()
+            hand.settle()
+        assert sizes == [[32, 24], [58, 8]]
+        hand.close()
+
+
 def test_names_are_text_and_nothing_else(chromium, tmp_path):
     """File names, subjects and captions that would be markup, addresses or scripts elsewhere."""
     bad = "<img src=x onerror=document.title='owned'>"

@@ -7,6 +7,7 @@ const NUDGE = 0.01;
 const GAMMA = 0.4; // SDXL's usual one
 
 let scene = null; // subjects, their photos, what the server can do
+let visits = 0; // of the tab; masks may be others by the next
 let layout = null; // {boxes, front_to_back, photos} by subject's id
 let version = ""; // of the file that was opened
 let opened = ""; // its name
@@ -69,7 +70,7 @@ function place() {
 function actor(id, depth) {
   const [left, top, right, bottom] = layout.boxes[id];
   const ghost = el("img", { alt: "", draggable: false, hidden: true });
-  if (layout.photos[id]) ghost.src = address("cutout", { subject: id, photo: layout.photos[id] });
+  if (layout.photos[id]) ghost.src = address("cutout", { subject: id, photo: layout.photos[id], visits });
   const made = el("div", { class: "actor", tabindex: 0, role: "button", "aria-label": scene.names[id] },
     ghost, el("span", { class: "label" }, scene.names[id]), el("span", { class: "corner" }));
   made.dataset.subject = id;
@@ -331,6 +332,7 @@ export function key(event) {
 export async function enter() {
   try {
     scene = await ask("scene");
+    visits += 1;
   } catch (error) {
     complaints($("layout-problem"), error.message.split("\n"));
     return;
