@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from http import HTTPStatus
 from itertools import cycle
 from pathlib import Path
@@ -17,21 +17,22 @@ from mudi.ground.sheets import COLOURS
 from mudi.images import load_mask, load_rgb
 from mudi.layouts import Layout, LayoutError, load_layout, parse_layout
 from mudi.metadata import Photo, Subjects
+from mudi.pictures.args import SDXL_BASE, PipelineArgs
 from mudi.pictures.chat_model import llm_layout
 from mudi.pictures.sampling import Shot, Stage
 from mudi.pictures.shot_args import MAX_SEED, SIZE_UNIT, named_subjects
 from mudi.segmix import cut_out, listed
-from mudi.studio.args import StudioArgs
+from mudi.studio.args import Drawing, StudioArgs
 from mudi.studio.folder import PhotoFolder, stamp_of, version_of
 from mudi.studio.pictures import png
 from mudi.studio.server import Answers, Asked, Refusal, Reply
 
 FOLDER = "layouts"  # in the photos' folder
 NAME = re.compile(r"[\w][\w .-]{0,59}")  # of a layout's file, without its suffix
-DIGITS = 4  # of a box's edges: a tenth of a pixel at 1024
 LARGEST_SIDE = 2048  # px
 BIGGEST_GAMMA = 1e3  # far above any use; no NaN either
 CUTOUT_SIDE = 768  # px, of what is dragged
+DEFAULTS = StudioArgs()
 
 
 def answers(folder: PhotoFolder, stages: "Stages", args: StudioArgs) -> Answers:
@@ -169,7 +170,7 @@ class Stages:
             LayoutError, Refusal: it can't be used.
         """
         subjects = self._folder.ready_subjects(min_subjects=1)
-        prompt = asked.text("prompt")
+        prompt = asked.text("prompt").strip()
         ids = named_subjects(prompt, subjects.names)
         names = [subjects.names[subject] for subject in ids]
         layout = parse_layout(json.dumps(asked.table("layout")), names)
@@ -215,12 +216,8 @@ def file_text(wish: Wish) -> str:
     """Return a layout file by the subjects' names; see `comfyui.layout_json`."""
     by_id = told(wish.layout, wish.ids)
     name = dict(zip(wish.ids, wish.names, strict=True))
-    rounded = {
-        name[subject]: [round(edge, DIGITS) for edge in box]
-        for subject, box in by_id["boxes"].items()
-    }
     record = {
-        "boxes": rounded,
+        "boxes": {name[subject]: box for subject, box in by_id["boxes"].items()},
         "front_to_back": [name[subject] for subject in by_id["front_to_back"]],
         "photos": {name[subject]: p for subject, p in by_id["photos"].items() if p is not None},
     }
@@ -228,22 +225,38 @@ def file_text(wish: Wish) -> str:
 
 
 def command(wish: Wish, path: Path, args: StudioArgs) -> str:
-    """Return the command that makes pictures of a saved layout."""
+    """Return the command whose first picture is the one that is drawn here, by its saved layout.
+
+    Where there is no model to draw with, it names one for an example.
+    """
+    if not args.pretrained_model_name_or_path:
+        args = replace(args, pretrained_model_name_or_path=SDXL_BASE, lora=["output/LORA"])
     width, height = wish.stage.size
-    gammas = wish.gammas
-    model = args.pretrained_model_name_or_path or "stabilityai/stable-diffusion-xl-base-1.0"
-    loras = " ".join(map(shlex.quote, args.lora)) or "output/LORA"
+    subjects = wish.stage.subjects
+    gammas = [f"{subject}={wish.gammas.get(subject, 0.0)!r}" for subject in subjects.names]
     parts = [
-        f"python inference.py --pretrained_model_name_or_path {shlex.quote(model)}",
-        f"--lora {loras}",
-        f"--instance_data_dir {shlex.quote(str(wish.stage.subjects.folder))}",
-        f"--prompt {shlex.quote(wish.prompt)}",
+        "python inference.py",
+        *_drawing_flags(args),
+        f"--instance_data_dir {shlex.quote(str(subjects.folder))}",
+        f"--prompt={shlex.quote(wish.prompt)}",
         f"--layout {shlex.quote(str(path))}",
-        "--gamma " + " ".join(shlex.quote(f"{s}={value:g}") for s, value in gammas.items()),
+        f"--gamma {shlex.join(gammas)}",
         f"--width {width} --height {height} --seed {wish.seed}",
         f"--output_dir {shlex.quote(f'output/{path.stem}')}",
     ]
     return " \\\n    ".join(parts)
+
+
+def _drawing_flags(args: StudioArgs) -> list[str]:
+    """Return what was given of the model's flags and of drawing's, which inference.py has too."""
+    names = [declared.name for declared in (*fields(PipelineArgs), *fields(Drawing))]
+    given = {name: getattr(args, name) for name in names}
+    return [_flag(*item) for item in given.items() if item[1] != getattr(DEFAULTS, item[0])]
+
+
+def _flag(name: str, value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return shlex.join([f"--{name}", *(str(part) for part in values if part is not True)])
 
 
 def files(folder: Path) -> list[str]:

@@ -459,6 +459,16 @@ def test_a_dragged_layout_is_the_start_that_the_page_showed(chromium, folder, tm
         hand.settle()
         shown = picture_in(hand, "#start")
         command = hand.told("#layout-command")
+        hand.page.get_by_label("Gamma of hta teddy bear").fill("0.3")
+        hand.page.keyboard.press("Tab")
+        assert hand.page.locator("#layout-command").is_hidden()  # it is of another gamma
+        hand.page.get_by_label("Gamma of hta teddy bear").fill("0.25")
+        hand.page.keyboard.press("Tab")
+        assert hand.told("#layout-command") == command
+        hand.page.locator("#prompt").fill("nobody")
+        hand.page.locator("#layout-problem .problem").wait_for()
+        assert hand.page.locator("#layout-command").is_hidden()
+        hand.page.locator("#prompt").fill(prompt)
 
         path = folder.path / "layouts" / "first one.json"
         layout = load_layout(path, names)

@@ -11,6 +11,7 @@ let visits = 0; // of the tab; masks may be others by the next
 let layout = null; // {boxes, front_to_back, photos} by subject's id
 let version = ""; // of the file that was opened
 let opened = ""; // its name
+let commanded = ""; // the wish whose command is shown
 let chosen = null;
 let gammas = {};
 let waiting = 0; // collages that are asked for
@@ -35,12 +36,18 @@ function wish() {
   return { prompt: $("prompt").value, ...size(), seed: seed(), gamma, layout: named() };
 }
 
+// A command is seen while it makes what the page would draw.
+function forgetCommand() {
+  $("layout-command").hidden = $("copy-layout").hidden = JSON.stringify(wish()) !== commanded;
+}
+
 const rounded = (value) => Math.round(Math.min(1, Math.max(0, value)) * 1e4) / 1e4;
 
 // --- the canvas ------------------------------------------------------------------------------------
 
 async function redraw() {
   const number = ++waiting;
+  forgetCommand();
   try {
     const picture = await tellForPicture("start", wish());
     if (number !== waiting) return;
@@ -164,6 +171,7 @@ function cast() {
       const number = Number(gamma.value);
       if (Number.isFinite(number)) gammas[id] = number;
       gamma.value = gammas[id] ?? GAMMA;
+      forgetCommand();
     } });
     const forward = el("button", { disabled: depth === 0, title: "one to the front", onclick: () => order(id, -1) }, "↑");
     const back = el("button", { disabled: depth === layout.front_to_back.length - 1, title: "one to the back", onclick: () => order(id, 1) }, "↓");
@@ -205,6 +213,7 @@ async function shuffle(name = "shuffled") {
     return true;
   } catch (error) {
     complaints($("layout-problem"), error.message.split("\n"));
+    if (layout) forgetCommand();
     return false;
   }
 }
@@ -231,13 +240,14 @@ async function save() {
   const name = $("layout-name").value.trim();
   if (!name) return say("give the layout a name", true);
   return attempt(async () => {
-    const replaced = name === opened ? version : "";
-    const saved = await tell("layout", { name, version: replaced, ...wish() });
+    const replaced = name === opened ? version : "", wanted = wish();
+    const saved = await tell("layout", { name, version: replaced, ...wanted });
     version = saved.version;
     opened = name;
     showFiles(saved.files);
     $("layout-command").textContent = saved.command;
-    $("layout-command").hidden = $("copy-layout").hidden = false;
+    commanded = JSON.stringify(wanted);
+    forgetCommand();
     say(`saved ${name}`);
   });
 }
