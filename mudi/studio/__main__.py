@@ -3,7 +3,7 @@
     python -m mudi.studio photos/ --sam_checkpoint sam_vit_h_4b8939.pth
 
 It prints the address to open. Nothing leaves this machine, and no other can ask. The tab Layout
-draws with --pretrained_model_name_or_path and --lora, the tab Results shows the pictures of --results.
+draws with --pretrained_model_name_or_path and --lora; the tab Results shows pictures of --results.
 """
 
 from mudi.ground.flags import parse
