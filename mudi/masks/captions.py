@@ -54,7 +54,7 @@ Describer = Callable[[Image.Image, str], str]
 
 
 class CaptionError(SetupError):
-    """A model can't be loaded, or no answer of its was a caption; the message is one line."""
+    """A model can't be loaded, or there is no caption of its to write; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -292,28 +292,42 @@ def suggest_captions(
         file_name, caption, problem = str(line.get("file_name")), None, None
         try:
             image = load_rgb(_photo(folder, line, names))
-            caption = suggest_caption(image, names[line["id"]], describe, colours, tries)
-            write_caption(folder, file_name, caption)
+            suggested = suggest_caption(image, names[line["id"]], describe, colours, tries)
+            write_caption(folder, line, suggested)
+            caption = suggested
         except (ImageError, CaptionError) as error:
             problem = str(error)
         suggestions.append(Suggestion(file_name, caption, problem))
     return suggestions
 
 
-def write_caption(folder: Path, file_name: str, caption: str) -> None:
-    """Put a photo's caption into its line of metadata.jsonl, as that now is; all else stays.
+def write_caption(folder: Path, line: dict, caption: str) -> None:
+    """Put a caption into a photo's line of metadata.jsonl, as that now is; all else stays.
+
+    Args:
+        line: as it was read: its photo, subject and caption tell which of the lines it is, as one
+            photo may stand on several.
 
     Raises:
+        CaptionError: somebody else has written the caption meanwhile; that one stays.
         MetadataError: the file is wrong, or no longer lists the photo.
     """
     path = folder / METADATA
     records = read_records(path)
-    own = [r for r in records[1:] if normpath(r.get("file_name", "")) == normpath(file_name)]
+    own = [record for record in records[1:] if _place(record) == _place(line)]
     if not own:
-        raise MetadataError([f"{path}: has no line of {file_name} to write its caption to"])
-    for record in own:
-        record["text"] = caption
+        told = f"has no line of {line.get('file_name')} to write its caption to"
+        raise MetadataError([f"{path}: {told}"])
+    same = [record for record in own if record.get("text") == line.get("text")]
+    if not same:
+        raise CaptionError("its caption has changed meanwhile, and stays")
+    same[0]["text"] = caption
     write_records(path, records)
+
+
+def _place(line: dict) -> tuple[str, object]:
+    """Return a line's photo and subject."""
+    return normpath(line.get("file_name", "")), line.get("id")
 
 
 def _named_lines(path: Path) -> tuple[dict[str, str], list[dict]]:

@@ -200,10 +200,39 @@ def test_a_line_that_changed_meanwhile_keeps_its_change(data):
     last = (data.path / "metadata.jsonl").read_text().splitlines()[-1]
     assert json.loads(last) == {**data.lines[-1], "rating": 3, "text": "A hta teddy bear."}
     with pytest.raises(MetadataError, match=r"has no line of nosuch.png to write its caption to"):
-        write_caption(data.path, "nosuch.png", GOOD)
+        write_caption(data.path, {"id": "a", "file_name": "nosuch.png"}, GOOD)
     (data.path / "metadata.jsonl").unlink()
     with pytest.raises(MetadataError, match="the first line must name the subjects"):
         suggest_captions(data.path, describe)
+
+
+def test_a_caption_goes_into_its_own_line_where_a_photo_stands_on_several(data):
+    """Two subjects of one photo, the second on two lines."""
+    hand, robot = "My olis robot beside a bear.", data.lines[1]
+    bear = {**robot, "id": "b", "text": "A photo of a hta teddy bear."}
+    data.lines[1:] = [
+        {**robot, "text": hand},
+        bear,
+        {**bear, "text": "By hand, a hta teddy bear."},
+        *data.lines[2:],
+    ]
+    data.save()
+    answer = "A hta teddy bear on a table."
+    suggest_captions(data.path, lambda image, question: GOOD if NAME in question else answer)
+    assert texts(data.path)[:3] == [hand, answer, "By hand, a hta teddy bear."]
+
+
+def test_a_caption_that_somebody_wrote_meanwhile_stays(data):
+    hand = "By hand, a hta teddy bear."
+
+    def describe(image, question):
+        data.lines[-1]["text"] = hand
+        data.save()
+        return GOOD if NAME in question else "A hta teddy bear."
+
+    *_, last = suggest_captions(data.path, describe, tries=1)
+    assert last.problem == "its caption has changed meanwhile, and stays"
+    assert last.caption is None and texts(data.path)[-1] == hand
 
 
 def test_a_local_model_answers_by_its_real_code(photo, tmp_path):
