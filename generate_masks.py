@@ -67,14 +67,13 @@ from mudi.masks.captions import caption_flag_complaints, load_describer, suggest
 from mudi.masks.folder import (
     METADATA,
     SHEET,
-    Job,
     find_jobs,
     load_models,
     masking_complaints,
     name_complaints,
     write_metadata,
 )
-from mudi.masks.making import Masker, make_masks, result_sheet
+from mudi.masks.making import Masker, make_masks, place_complaints, result_sheet
 
 
 @program
@@ -90,7 +89,7 @@ def main(args: MaskArgs) -> None:
     points = _by_file(args.point, 2, "--point", problems)
     negatives = _by_file(args.negative_point, 2, "--negative_point", problems)
     jobs = find_jobs(folder, list(queries), problems)
-    problems += _place_complaints({*boxes, *points, *negatives}, jobs)
+    problems += place_complaints({*boxes, *points, *negatives}, jobs)
     problems += [f"--box {name}: given twice" for name, found in boxes.items() if len(found) > 1]
     if jobs and (why := unwritable(folder)):
         problems.append(f"--instance_data_dir {folder}: {why}")
@@ -129,18 +128,6 @@ def _caption(folder: Path, args: MaskArgs, device: str) -> list[str]:
     written = sum(suggestion.caption is not None for suggestion in suggestions)
     print(f"{written} captions are written; read them: {folder / METADATA}")
     return [f"{s.name}: {s.problem}" for s in suggestions if s.problem]
-
-
-def _place_complaints(given: set[str], jobs: list[Job]) -> list[str]:
-    """Complain about boxes and points whose photo is not there, or not the only one so named."""
-    complaints = []
-    for name in sorted(given):
-        named = [job.name for job in jobs if name in (job.name, job.photo.name)]
-        if not named:
-            complaints.append(f"no photo {name} to give a box or point")
-        elif len(named) > 1 and name not in named:
-            complaints.append(f"{name} could be {' or '.join(named)}; write it so")
-    return complaints
 
 
 def _device_complaints(name: str) -> list[str]:

@@ -6,18 +6,22 @@ result_sheet(results).show()
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from posixpath import normpath
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from mudi.ground.errors import SetupError
 from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import Box, ImageError, load_mask, load_rgb, note_in
 from mudi.masks import segment
 from mudi.masks.args import PHOTO_THRESHOLD
 from mudi.masks.folder import Job, is_plausible, write_mask
+from mudi.texts import folded
 
 BOX_COLOUR = (255, 160, 0)
 SEEN_SIDE = 640  # px, of the pictures kept for the sheet
@@ -160,15 +164,22 @@ def make_masks(
     """Make the masks that are missing, and anew those of photos with a box or points by hand.
 
     Args:
-        boxes: left, top, right, bottom (px) by the photo's name, or by its last part.
+        boxes: left, top, right, bottom (px) by names of photos, as `photos_named` takes them.
         points: pixels (x, y) on the subject, likewise.
         overwrite: make all masks anew.
         negatives: pixels (x, y) that are none of the subject, likewise.
+
+    Raises:
+        SetupError: a name by hand is no photo's, or could be that of several; no mask was made.
     """
+    given = {*(boxes or ()), *(points or ()), *(negatives or ())}
+    if complaints := place_complaints(given, jobs):
+        raise SetupError("\n".join(complaints))
+    boxes, points, negatives = (_in_full(table, jobs) for table in (boxes, points, negatives))
     results = []
     for job in tqdm(jobs, desc="masks"):
-        box = _by_hand(job, boxes)
-        on_it, off_it = (_by_hand(job, table) or () for table in (points, negatives))
+        box = boxes.get(job.name)
+        on_it, off_it = (table.get(job.name, ()) for table in (points, negatives))
         problem, mask = None, None
         used, note = _noted(job)
         try:
@@ -179,6 +190,41 @@ def make_masks(
             note, problem = "NO MASK", str(error)
         results.append(Result(job, _picture(job, used, mask), note, problem))
     return results
+
+
+def photos_named(name: str, jobs: Iterable[Job]) -> list[str]:
+    """Return the photos that a name given by hand means.
+
+    That is the one of this very name; else those of a name that looks the same, as one in
+    decomposed letters does; else those whose last part it is.
+    """
+    names = list(dict.fromkeys(job.name for job in jobs))
+    wanted = folded(normpath(name))
+    return (
+        [n for n in names if n == name]
+        or [n for n in names if folded(n) == wanted]
+        or [n for n in names if folded(n.split("/")[-1]) == wanted]
+    )
+
+
+def place_complaints(given: Iterable[str], jobs: Sequence[Job]) -> list[str]:
+    """Complain about names by hand that are no photo's, that of several, or of one photo twice."""
+    complaints = []
+    seen: dict[str, str] = {}
+    for name in sorted(given):
+        named = photos_named(name, jobs)
+        if not named:
+            complaints.append(f"no photo {name} to give a box or point")
+        elif len(named) > 1:
+            complaints.append(f"{name} could be {' or '.join(named)}; write it so")
+        elif (other := seen.setdefault(named[0], name)) != name:
+            complaints.append(f"{other} and {name} are one photo; write it in one way")
+    return complaints
+
+
+def _in_full(table: Mapping[str, Any] | None, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return what is given by hand by the photos' own names."""
+    return {photos_named(name, jobs)[0]: value for name, value in (table or {}).items()}
 
 
 def _noted(job: Job) -> tuple[Box | None, str]:
@@ -198,11 +244,6 @@ def _made_mask(job: Job) -> np.ndarray:
         raise UnresolvedError(
             f"its mask {job.mask.name} cannot be read; delete it or use --overwrite"
         ) from error
-
-
-def _by_hand(job: Job, table: Mapping | None):
-    """Return what a table by photo holds for this one."""
-    return (table or {}).get(job.name) or (table or {}).get(job.photo.name)
 
 
 def _picture(job: Job, box: Box | None, mask: np.ndarray | None) -> Image.Image:

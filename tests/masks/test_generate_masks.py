@@ -2,6 +2,7 @@
 
 import json
 import os
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from PIL import Image
 
 import generate_masks
 from mini.tiny import save_sam_that_sees_brightness, save_tiny_owlv2, save_tiny_sam
+from mudi.ground.errors import SetupError
 from mudi.ground.sheets import contact_sheet
 from mudi.images import Box, load_mask, tight_box
 from mudi.masks import segment
+from mudi.masks.folder import find_jobs
+from mudi.masks.making import make_masks
 from mudi.metadata import load_subjects
 
 torch.set_num_threads(1)
@@ -127,6 +131,36 @@ def test_a_photo_helped_by_hand_is_made_anew_and_may_be_named_by_its_folder(phot
     run(photos, detectors[1], "--box", "b/0.png=0,0,40,90")
     assert load_mask(photos / "b" / "mask_0.png").sum() == 10 * 20
     assert load_mask(photos / "a" / "mask_0.png").sum() == 20 * 20
+
+
+def test_a_box_is_that_of_the_very_name_and_of_no_photo_elsewhere(photos, detectors):
+    """One of the same name in a sub-folder keeps its mask. Decomposed letters are the same."""
+    draw_photo(photos / "b" / "a0.png", (30, 20, 50, 40))
+    by_hand = Image.new("L", (96, 64))
+    by_hand.paste(255, (0, 0, 20, 20))
+    by_hand.save(photos / "b" / "mask_a0.png")
+    kept = (photos / "b" / "mask_a0.png").read_bytes()
+    hand = ["--box", "a0.png=20,10,60,30", "--point", "a0.png=25,15", "--negative_point"]
+    run(photos, detectors[1], *hand, "a0.png=25,35")
+    assert load_mask(photos / "mask_a0.png").sum() == 40 * 20
+    assert (photos / "b" / "mask_a0.png").read_bytes() == kept
+    draw_photo(photos / "b" / "é.png", (30, 20, 50, 40))
+    run(photos, detectors[1], "--box", f"{normalize('NFD', 'é')}.png=0,0,40,90")
+    assert load_mask(photos / "b" / "mask_é.png").sum() == 10 * 20
+    draw_photo(photos / "b" / "a1.png", (30, 20, 50, 40))
+    with pytest.raises(SystemExit, match=r"./b/a1.png and b/a1.png are one photo; write it in one"):
+        run(photos, detectors[1], "--box", "b/a1.png=0,0,40,90", "--point", "./b/a1.png=35,25")
+
+
+def test_boxes_of_a_name_that_several_photos_have_are_refused_before_a_mask_is_made(photos):
+    for folder in ("a", "b"):
+        draw_photo(photos / folder / "0.png", (30, 20, 50, 40))
+    jobs = find_jobs(photos, ["a", "b"], problems := [])
+    with pytest.raises(SetupError, match=r"^0.png could be a/0.png or b/0.png; write it so$"):
+        make_masks(jobs, None, {"0.png": (0, 0, 40, 90)})
+    with pytest.raises(SetupError, match=r"^no photo 9.png to give a box or point$"):
+        make_masks(jobs, None, points={"9.png": [(1, 1)]})
+    assert not problems and not list(photos.rglob("mask_*"))
 
 
 def test_flags_may_be_repeated(photos, detectors):
