@@ -15,6 +15,7 @@ from mudi.ground.work import Journal
 from mudi.masks.args import DEFAULT_ID
 from mudi.masks.folder import MASK_PREFIX, PLAIN_CAPTION
 from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects, read_records
+from mudi.texts import find_file
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def unfinished(
 def is_done(record: dict, out_dir: Path, with_mask: bool) -> bool:
     """Say whether a noted picture is there, and its mask if one is wanted."""
     keys = ("file_name", "mask_path") if with_mask else ("file_name",)
-    return all(key in record and (out_dir / record[key]).is_file() for key in keys)
+    return all(key in record and find_file(out_dir, record[key]) for key in keys)
 
 
 def read_listed(folder: Path, classes: dict[str, str], problems: list[str]) -> list[dict]:

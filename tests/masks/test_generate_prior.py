@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def pair(models, tmp_path_factory):
     out = tmp_path_factory.mktemp("prior") / "pair"
     run(models, out, *PAIR)
     return out
+
+
+@pytest.mark.parametrize(("noted", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_picture_is_there_in_whichever_letters_its_name_is_written(tmp_path, noted, on_disk):
+    names = {"file_name": "bär_img_0.png", "mask_path": "bär_mask_0.png"}
+    record = {key: normalize(noted, name) for key, name in names.items()}
+    (tmp_path / normalize(on_disk, names["file_name"])).touch()
+    assert prior.is_done(record, tmp_path, with_mask=False)
+    assert not prior.is_done(record, tmp_path, with_mask=True)
+    (tmp_path / normalize(on_disk, names["mask_path"])).touch()
+    assert prior.is_done(record, tmp_path, with_mask=True)
 
 
 def test_the_published_command_makes_a_complete_folder(models, tmp_path, monkeypatch):
