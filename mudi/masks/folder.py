@@ -33,7 +33,7 @@ from mudi.metadata import (
 )
 from mudi.photo_checks import MAX_FOREGROUND, MIN_FOREGROUND
 from mudi.photo_files import photo_files
-from mudi.texts import is_file
+from mudi.texts import find_file, folded
 
 METADATA = "metadata.jsonl"
 SHEET = "masks_sheet.png"
@@ -95,7 +95,8 @@ def load_segmenter(
 def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
     """Return the photos with their subjects and mask files; add what is wrong to problems.
 
-    Lines of several subjects are passed over; their masks are not made here.
+    A photo that stands on several lines, one for each of its subjects, is a job for each. Lines of
+    several subjects are passed over; their masks are not made here.
     """
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder")
@@ -106,16 +107,15 @@ def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
         if f"{i}_".startswith(MASK_PREFIX)
     ]
     try:
-        listed = by_photo(read_metadata(folder))
+        records = read_metadata(folder)
     except MetadataError as error:
         problems += error.problems
-        listed = {}
-    jobs: list[Job] = []
-    taken = {folder / name for name in listed}
-    for name in photo_names(folder, listed):
-        record = listed.get(name, {})
-        subject = record.get("id") or id_of(Path(name), ids)
-        mask_path = record.get("mask_path", mask_name(Path(name)))
+        records = []
+    jobs: dict[Path, Job] = {}  # by their masks
+    photos = {file_in(folder, name) for name in lines_by_photo(records)}
+    for name, line in photo_lines(folder, records):
+        subject = (line or {}).get("id") or id_of(Path(name), ids)
+        mask_path = mask_path_of(name, line)
         if subject not in ids:
             problems.append(
                 f"{name}: belongs to none of {', '.join(ids)}; name it after its id, put it into "
@@ -125,14 +125,25 @@ def find_jobs(folder: Path, ids: list[str], problems: list[str]) -> list[Job]:
             problems.append(f"{folder / METADATA}: {name}: {problem}")
         elif len(os.fsencode(Path(mask_path).name)) > LONGEST_NAME:
             problems.append(f"{name}: the name of its mask is too long for a file; shorten it")
-        elif (mask := folder / normpath(mask_path)) in taken:
-            problems.append(f"{name}: its mask {mask.name} is another photo's; rename the photo")
         else:
-            taken.add(mask)
-            jobs.append(Job(name, folder / name, mask, subject))
+            job = Job(name, file_in(folder, name), file_in(folder, mask_path), subject)
+            if complaint := _mask_complaint(job, jobs.get(job.mask, job), photos):
+                problems.append(f"{name}: {complaint}")
+            else:
+                jobs.setdefault(job.mask, job)
     if not jobs and not problems:
         problems.append(f"{folder}: no photos")
-    return jobs
+    return list(jobs.values())
+
+
+def _mask_complaint(job: Job, other: Job, photos: set[Path]) -> str | None:
+    """Say why a job can't have its mask, which may be a listed photo, or that of another job."""
+    if job.mask in photos or job.photo != other.photo:
+        return f"its mask {job.mask.name} is another photo's; rename the photo"
+    if job.subject != other.subject:
+        both = f"{other.subject} and {job.subject}"
+        return f'{both} have one mask, {job.mask.name}; give each line a "mask_path" of its own'
+    return None
 
 
 def id_of(relative: Path, ids: list[str]) -> str | None:
@@ -149,25 +160,50 @@ def mask_name(relative: Path) -> str:
     return (relative.parent / f"{MASK_PREFIX}{relative.stem}.png").as_posix()
 
 
-def photo_names(folder: Path, listed: dict[str, dict]) -> Iterator[str]:
-    """Give the names of what is listed of one subject, and of other pictures that are no masks."""
-    scenes = {name for name, record in listed.items() if _is_scene(record)}
-    cuts = [cut for name in scenes for cut in listed[name][SUBJECTS] if isinstance(cut, dict)]
-    named = [record.get("mask_path") for record in [*listed.values(), *cuts]]
-    masks = {normpath(name) for name in named if isinstance(name, str)}
-    there = {path.relative_to(folder).as_posix() for path in photo_files(folder)}
+def photo_lines(folder: Path, records: list[dict]) -> Iterator[tuple[str, dict | None]]:
+    """Give the photos by name, each with its line, None where it has none; no scenes, no masks.
+
+    A photo that stands on several lines comes with each. Its name is the one of its line but for
+    "./" and the like, also where the file system writes that in other letters: see `find_file`.
+    """
+    lines, masks = lines_by_photo(records), _masks(records)
+    listed, cuts = ({folded(name): name for name in names} for names in (lines, masks))
+    there = {_listed_name(folder, path, listed) for path in photo_files(folder)}
     there |= {
-        name for name in listed if not file_problem("file_name", name) and is_file(folder / name)
+        name
+        for name in lines
+        if not file_problem("file_name", name) and find_file(folder, name) is not None
     }
     for name in sorted(there, key=lambda name: (folder / name).parts):
-        made = name.split("/")[-1].startswith(MASK_PREFIX) or name in masks
-        if name in scenes:
-            continue
-        if name in listed or not (made or name.split("/")[-1] == SHEET):
-            yield name
+        path = folder / name
+        made = path.name.startswith(MASK_PREFIX) or path.name == SHEET
+        if name in lines:
+            yield from ((name, line) for line in lines[name] if not is_scene(line))
+        elif not made and _listed_name(folder, path, cuts) not in masks:
+            yield name, None
 
 
-def _is_scene(record: dict) -> bool:
+def _listed_name(folder: Path, path: Path, listed: dict[str, str]) -> str:
+    """Return the name in a folder under which a file is listed; its own where it is not.
+
+    Args:
+        listed: names by what `folded` makes of them.
+    """
+    name = path.relative_to(folder).as_posix()
+    alike = listed.get(folded(name), name)
+    found = None if alike == name else find_file(folder, alike)
+    return alike if found is not None and found.samefile(path) else name
+
+
+def _masks(records: list[dict]) -> set[str]:
+    """Return the names of the masks that lines give, those of scenes too."""
+    cuts = [cut for record in records if is_scene(record) for cut in record[SUBJECTS]]
+    named = [line.get("mask_path") for line in [*records, *cuts] if isinstance(line, dict)]
+    return {normpath(name) for name in named if isinstance(name, str)}
+
+
+def is_scene(record: dict) -> bool:
+    """Say whether a line is one of several subjects."""
     return "id" not in record and isinstance(record.get(SUBJECTS), list)
 
 
@@ -184,10 +220,24 @@ def read_metadata(folder: Path) -> list[dict]:
     return records
 
 
-def by_photo(records: list[dict]) -> dict[str, dict]:
+def lines_by_photo(records: list[dict]) -> dict[str, list[dict]]:
     """Return the photos' lines by their photo's name, without "./" and the like."""
-    lines = [record for record in records if isinstance(record.get("file_name"), str)]
-    return {normpath(line["file_name"]): line for line in lines}
+    lines: dict[str, list[dict]] = {}
+    for record in records:
+        if isinstance(record.get("file_name"), str):
+            lines.setdefault(normpath(record["file_name"]), []).append(record)
+    return lines
+
+
+def mask_path_of(name: str, line: dict | None) -> Any:
+    """Return where in its folder a photo's mask goes, as its line or else its name tells."""
+    return (line or {}).get("mask_path", mask_name(Path(name)))
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """Return the file in a folder that `find_file` takes for a name; a new one where none is."""
+    name = normpath(name)
+    return find_file(folder, name) or folder / name
 
 
 def name_complaints(folder: Path, ids: Collection[str], names: dict[str, str]) -> list[str]:
@@ -223,13 +273,17 @@ def write_metadata(folder: Path, jobs: list[Job], names: dict[str, str]) -> None
     path = folder / METADATA
     records = read_metadata(folder) or [{"id": {}}]
     records[0]["id"] = names = {**records[0]["id"], **names}
-    listed = by_photo(records)
+    listed = lines_by_photo(records)
     for job in jobs:
         if not job.mask.is_file():
             continue
         if job.name not in listed:
-            records.append(listed.setdefault(job.name, {}))
-        complete_line(listed[job.name], job, folder, names)
+            records.append({})
+            listed[job.name] = [records[-1]]
+        for line in listed[job.name]:
+            mask = file_in(folder, mask_path_of(job.name, line))
+            if (line.get("id", job.subject), mask) == (job.subject, job.mask):
+                complete_line(line, job, folder, names)
     write_records(path, records)
     try:
         load_subjects(folder)

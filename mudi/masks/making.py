@@ -20,7 +20,7 @@ from mudi.ground.sheets import contact_sheet, outline
 from mudi.images import Box, ImageError, load_mask, load_rgb, note_in
 from mudi.masks import segment
 from mudi.masks.args import PHOTO_THRESHOLD
-from mudi.masks.folder import Job, is_plausible, write_mask
+from mudi.masks.folder import METADATA, Job, is_plausible, write_mask
 from mudi.texts import folded
 
 BOX_COLOUR = (255, 160, 0)
@@ -208,7 +208,7 @@ def photos_named(name: str, jobs: Iterable[Job]) -> list[str]:
 
 
 def place_complaints(given: Iterable[str], jobs: Sequence[Job]) -> list[str]:
-    """Complain about names by hand that are no photo's, that of several, or of one photo twice."""
+    """Complain about names by hand that don't mean one photo with one mask, or one twice."""
     complaints = []
     seen: dict[str, str] = {}
     for name in sorted(given):
@@ -219,6 +219,9 @@ def place_complaints(given: Iterable[str], jobs: Sequence[Job]) -> list[str]:
             complaints.append(f"{name} could be {' or '.join(named)}; write it so")
         elif (other := seen.setdefault(named[0], name)) != name:
             complaints.append(f"{other} and {name} are one photo; write it in one way")
+        elif [job.name for job in jobs].count(named[0]) > 1:
+            told = f"leave one in {METADATA} while you give it a box or point"
+            complaints.append(f"{name} stands on several lines, a mask each; {told}")
     return complaints
 
 

@@ -7,6 +7,7 @@ and is refused where that is no longer there: two tabs, or a tab and an editor, 
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +24,15 @@ from mudi.images import ImageError, load_mask, load_rgb, note_in
 from mudi.masks.folder import (
     METADATA,
     Job,
-    by_photo,
     complete_line,
+    file_in,
     id_of,
     is_plausible,
+    is_scene,
+    lines_by_photo,
     mask_name,
-    photo_names,
+    mask_path_of,
+    photo_lines,
     read_metadata,
     write_mask,
 )
@@ -40,6 +44,7 @@ from mudi.texts import folded, rename
 BY_HAND = "by hand"  # in the note of a mask that was touched
 KEPT_PHOTOS = 3  # decoded; one of 12 megapixels takes 36 MB
 NO_LINE = f"not in {METADATA} yet: say whose photo it is"
+SEVERAL = f"{{}} lines of {METADATA} list it; only the last of one subject is shown here"
 NO_MASK = f"not in {METADATA} yet: that comes with its mask"
 
 Stamp = tuple[int, int] | None  # of a file: when it changed (ns), and its size; None: not there
@@ -102,14 +107,14 @@ class PhotoFolder:
             records = self.records()
         except MetadataError:
             records = [{"id": {}}]
-        listed, ids = by_photo(records), list(records[0]["id"])
-        return [self._entry(name, listed.get(name), ids) for name in photo_names(self.path, listed)]
+        last, ids = dict(photo_lines(self.path, records)), list(records[0]["id"])
+        return [self._entry(name, line, ids) for name, line in last.items()]
 
     def _entry(self, name: str, line: dict | None, ids: list[str]) -> Entry:
-        given = (line or {}).get("mask_path", mask_name(Path(name)))
+        given = mask_path_of(name, line)
         mask = given if file_problem("mask_path", given) is None else mask_name(Path(name))
         subject = (line or {}).get("id") or id_of(Path(name), ids)
-        return Entry(name, self.path / name, self.path / normpath(mask), subject, line)
+        return Entry(name, file_in(self.path, name), file_in(self.path, mask), subject, line)
 
     def entry(self, name: str) -> Entry:
         """Return the photo of a name that `entries` gives.
@@ -187,7 +192,7 @@ class PhotoFolder:
 
     def _list(self, entries: Iterable[Entry], records: list[dict]) -> None:
         """Give photos their lines, those whose subject has a name."""
-        names, listed = records[0]["id"], by_photo(records)
+        names, listed = records[0]["id"], _last_lines(records)
         for entry in entries:
             if entry.subject is not None and entry.subject in names:
                 if entry.name not in listed:
@@ -205,7 +210,7 @@ class PhotoFolder:
         texts = [text.strip() for text in now if text.strip()]
         with self.lock:
             records = self.records()
-            line = by_photo(records).get(self.entry(name).name)
+            line = _last_lines(records).get(self.entry(name).name)
             if line is None:
                 raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, NO_LINE)
             _check_same(line.get("text"), was, f"the caption of {name}")
@@ -223,7 +228,7 @@ class PhotoFolder:
             if now not in records[0]["id"]:
                 raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"no subject {now}")
             _check_same(entry.subject, was, f"the subject of {name}")
-            line = by_photo(records).get(name)
+            line = _last_lines(records).get(name)
             if line is not None:
                 line["id"] = now
             told = Entry(entry.name, entry.photo, entry.mask, now, line)
@@ -311,6 +316,9 @@ class PhotoFolder:
                 number, told = _placed(text, self.metadata)
                 own = at.get(lines.get(number, ""), general)
                 own.setdefault(kind, []).append(told)
+        for name, count in Counter(lines.values()).items():
+            if count > 1 and name in at:
+                at[name].setdefault("warnings", []).append(SEVERAL.format(count))
         return {
             "folder": self.path.resolve().name,
             "key": hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12],
@@ -376,6 +384,12 @@ def stamp_of(path: Path | None) -> Stamp:
     except OSError:
         return None
     return None if stat is None else (stat.st_mtime_ns, stat.st_size)
+
+
+def _last_lines(records: list[dict]) -> dict[str, dict[str, Any]]:
+    """Return by their names the lines of photos that are shown: the last of each, no scenes."""
+    own = [record for record in records if not is_scene(record)]
+    return {name: lines[-1] for name, lines in lines_by_photo(own).items()}
 
 
 def _check_same(there: Any, was: Any, what: str) -> None:

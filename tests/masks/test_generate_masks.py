@@ -284,6 +284,70 @@ def test_the_metadatas_mask_names_and_ids_come_first(tmp_path, detectors):
     assert Image.open(tmp_path / "m/a0.jpg").format == "JPEG"
 
 
+@pytest.mark.parametrize(("listed", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_is_the_same_in_composed_and_decomposed_letters(
+    tmp_path, detectors, listed, on_disk
+):
+    """Copied from a Mac: a mask that is there, one without a prefix, one to make; and a scene."""
+
+    def there(name):
+        return tmp_path / normalize(on_disk, name)
+
+    def line(name, **more):
+        text = "An olis robot, my words."
+        return {"id": "a", "file_name": normalize(listed, name), "text": text, **more}
+
+    for name in ("aé0.png", "aé1.png", "aé2.png", "both é.png"):
+        draw_photo(there(name), (20, 10, 60, 50))
+    masks = [there(name) for name in ("mask_aé0.png", "cut é.png")]
+    for path in masks:
+        draw_photo(path, (0, 0, 30, 30), colours=("white", "black"))
+    cut = {"mask_path": normalize(listed, "cut é.png")}
+    scene = {"file_name": normalize(listed, "both é.png"), "text": "olis robot"}
+    lines = [line("aé0.png"), line("aé1.png", **cut), line("aé2.png")]
+    save_lines(tmp_path, {"id": {"a": "olis robot"}}, *lines, {**scene, "subjects": [{"id": "a"}]})
+    kept, query = [path.read_bytes() for path in masks], ["--query", "a=robot"]
+
+    run(tmp_path, detectors[1], "--write_metadata", query=query)
+    assert [path.read_bytes() for path in masks] == kept
+    subjects = load_subjects(tmp_path)
+    assert [photo.image for photo in subjects.photos] == [there(f"aé{i}.png") for i in range(3)]
+    assert [photo.mask for photo in subjects.photos[:2]] == masks
+    written = (tmp_path / "metadata.jsonl").read_text().splitlines()
+    assert [json.loads(text)["text"] for text in written[1:4]] == [lines[0]["text"]] * 3
+    assert len(written) == 5 and len(list(tmp_path.glob("*.png"))) == 8  # with the sheet
+
+
+def test_photos_of_names_that_look_alike_stay_two(tmp_path):
+    for form in ("NFC", "NFD"):
+        draw_photo(tmp_path / normalize(form, "aé.png"), (20, 10, 60, 50))
+    save_lines(tmp_path, {"id": {"a": "x"}}, {"id": "a", "file_name": normalize("NFC", "aé.png")})
+    jobs = find_jobs(tmp_path, ["a"], problems := [])
+    assert [job.photo for job in jobs] == sorted(tmp_path.glob("a*.png")) and not problems
+
+
+def test_a_photo_on_a_line_for_each_of_its_subjects_gets_a_mask_for_each(photos, detectors):
+    draw_photo(photos / "both.png", (20, 10, 60, 50))
+    lines = [
+        {"id": i, "file_name": "both.png", "mask_path": f"both_{i}.png", "text": f"{i}, my words"}
+        for i in "ab"
+    ]
+    save_lines(photos, {"id": {"a": "olis robot", "b": "hta teddy bear"}}, *lines, lines[0])
+    with pytest.raises(SystemExit, match=r"both.png stands on several lines, a mask each; leave"):
+        run(photos, detectors[1], "--box", "both.png=0,0,70,60")
+    run(photos, detectors[1], "--write_metadata")
+    assert load_mask(photos / "both_a.png").sum() == load_mask(photos / "both_b.png").sum() == 1600
+    written = (photos / "metadata.jsonl").read_text().splitlines()
+    assert [json.loads(text) for text in written[1:4]] == [*lines, lines[0]]
+    assert len(load_subjects(photos).photos) == 3 + 6
+
+    for line in lines:
+        del line["mask_path"]
+    save_lines(photos, {"id": {"a": "olis robot", "b": "hta teddy bear"}}, *lines)
+    with pytest.raises(SystemExit, match=r"a and b have one mask, mask_both.png; give each line a"):
+        run(photos, detectors[1])
+
+
 def test_a_photo_turned_by_exif_gets_an_upright_mask(tmp_path, detectors):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees

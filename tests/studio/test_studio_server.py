@@ -1,6 +1,7 @@
 """Who may ask the page's server, and what a write may replace; no browser."""
 
 import json
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -214,6 +215,38 @@ def test_captions_are_refused_where_the_line_changed_and_other_keys_stay(site, f
     assert lines[0]["author"] == "me" and lines[1]["licence"] == {"name": "CC0"}
     assert lines[1]["weight"] == 2 and lines[1]["text"] == "a box"
     assert lines[2]["text"] == "an olis robot" and lines[3:] == folder.lines[3:]
+
+
+@pytest.mark.parametrize(("listed", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_photo_is_the_one_that_its_line_names_in_other_letters(site, folder, listed, on_disk):
+    for key in ("file_name", "mask_path"):
+        old = folder.lines[1][key]
+        new = f"é {old}"
+        (folder.path / old).rename(folder.path / normalize(on_disk, new))
+        folder.lines[1][key] = normalize(listed, new)
+    folder.save()
+    photos = site.told("GET", "folder")[1]["photos"]
+    assert len(photos) == len(folder.lines) - 1 and all(photo["listed"] for photo in photos)
+    [photo] = [photo for photo in photos if photo["name"] == folder.lines[1]["file_name"]]
+    assert photo["state"] == "made" and photo["text"] == folder.lines[1]["text"]
+    mask = mask_of(box=(2, 2, 30, 30))
+    body = {"photo": photo["name"], "note": "", "runs": to_runs(mask), "version": photo["version"]}
+    assert site.told("POST", "save", body)[0] == 200
+    text = {"photo": photo["name"], "was": photo["text"], "now": ["an olis robot"]}
+    assert site.told("POST", "caption", text)[0] == 200
+    subjects = load_subjects(folder.path)
+    assert len(subjects.photos) == len(photos) and subjects.photos[0].caption == "an olis robot"
+    assert np.array_equal(load_mask(subjects.photos[0].mask), mask)
+    assert len(list(folder.path.glob("*.png"))) == len(photos)
+
+
+def test_a_photo_on_several_lines_is_told(site, folder):
+    folder.lines.append({**folder.lines[1], "id": "b", "mask_path": "none.png"})
+    folder.save()
+    first, *others = site.told("GET", "folder")[1]["photos"]
+    told = "2 lines of metadata.jsonl list it; only the last of one subject is shown here"
+    assert first["subject"] == "b" and told in first["warnings"]
+    assert not any(photo["warnings"] for photo in others)
 
 
 def test_a_subjects_new_name_goes_into_its_captions(site, folder):
