@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -27,6 +27,7 @@ HALF_CHARACTER = (
     'holds half a character (such as "\\ud83d", a lone half of an emoji); mend the line'
 )
 FILES = {"file_name": "photo", "mask_path": "mask"}  # what a line's keys name
+PHOTO_TEXTS = (*FILES, "id")  # keys of a photo's line whose values are texts
 SUBJECTS, SHARES, SOURCE = "subjects", "shares", "source"
 NO_SUBJECTS = f'"{SUBJECTS}" must be a list such as [{{"id": "a", "mask_path": "mask_a.png"}}, …]'
 MAX_SHARES = 1000  # draws in which all shares come to whole numbers
@@ -81,11 +82,12 @@ def load_subjects(
     return Subjects(reader.names, photos, warnings, path.parent, scenes, reader.shares)
 
 
-def read_records(path: Path) -> list[dict]:
+def read_records(path: Path, texts: Sequence[str] = ()) -> list[dict]:
     """Return the objects of a file of JSON lines; none where there is no file.
 
-    Their ids (but the first line's, which may be the table of names) and file names are texts where
-    they are there at all; nothing else is checked.
+    Args:
+        texts: keys whose values must be texts where they are there at all, such as PHOTO_TEXTS; an
+            "id" in the first line may also be the table of names. Nothing else is checked.
 
     Raises:
         MetadataError: lists what is wrong.
@@ -97,10 +99,9 @@ def read_records(path: Path) -> list[dict]:
     for number, line in _read_lines(path):
         record, found = _parse(line)
         if record is not None:
-            texts = [key for key in (*FILES, "id") if key in record]
-            if not records and isinstance(record.get("id"), dict):
-                texts.remove("id")
-            found += [NO_TEXT.format(key) for key in texts if not _is_text(record[key])]
+            is_table = not records and isinstance(record.get("id"), dict)
+            own = [key for key in texts if key in record and not (key == "id" and is_table)]
+            found += [NO_TEXT.format(key) for key in own if not _is_text(record[key])]
             records.append(record)
         problems += [f"{path}:{number}: {problem}" for problem in found]
     if problems:

@@ -29,7 +29,7 @@ from mudi.ground.flags import model_folder_complaints
 from mudi.images import ImageError, load_rgb
 from mudi.masks.args import CaptionArgs
 from mudi.masks.folder import METADATA, PLAIN_CAPTION
-from mudi.metadata import NO_NAMES, MetadataError, file_problem, read_records
+from mudi.metadata import NO_NAMES, PHOTO_TEXTS, MetadataError, file_problem, read_records
 from mudi.prompt_tokens import clip_tokenizer, cut_text
 from mudi.texts import class_noun, find_file, folded, has_half_character, mark_names
 
@@ -313,7 +313,7 @@ def write_caption(folder: Path, line: dict, caption: str) -> None:
         MetadataError: the file is wrong, or no longer lists the photo.
     """
     path = folder / METADATA
-    records = read_records(path)
+    records = read_records(path, PHOTO_TEXTS)
     own = [record for record in records[1:] if _place(record) == _place(line)]
     if not own:
         told = f"has no line of {line.get('file_name')} to write its caption to"
@@ -332,7 +332,7 @@ def _place(line: dict) -> tuple[str, object]:
 
 def _named_lines(path: Path) -> tuple[dict[str, str], list[dict]]:
     """Return a metadata file's names by id, and its photo lines."""
-    first, *lines = read_records(path) or [{}]
+    first, *lines = read_records(path, PHOTO_TEXTS) or [{}]
     if not isinstance(first.get("id"), dict):
         raise MetadataError([f"{path}: {NO_NAMES}"])
     return first["id"], lines

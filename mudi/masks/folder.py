@@ -25,6 +25,7 @@ from mudi.masks import segment
 from mudi.masks.args import SegmenterArgs
 from mudi.metadata import (
     NO_NAMES,
+    PHOTO_TEXTS,
     SUBJECTS,
     MetadataError,
     file_problem,
@@ -214,7 +215,7 @@ def read_metadata(folder: Path) -> list[dict]:
         MetadataError: lists what is no JSON object; or the first line has no names.
     """
     path = folder / METADATA
-    records = read_records(path)
+    records = read_records(path, PHOTO_TEXTS)
     if records and not isinstance(records[0].get("id"), dict):
         raise MetadataError([f"{path}: {NO_NAMES}"])
     return records

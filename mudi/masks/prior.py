@@ -14,7 +14,13 @@ from mudi.ground.files import write_records
 from mudi.ground.work import Journal
 from mudi.masks.args import DEFAULT_ID
 from mudi.masks.folder import MASK_PREFIX, PLAIN_CAPTION
-from mudi.metadata import PRIOR_FILENAME, MetadataError, load_subjects, read_records
+from mudi.metadata import (
+    PHOTO_TEXTS,
+    PRIOR_FILENAME,
+    MetadataError,
+    load_subjects,
+    read_records,
+)
 from mudi.texts import find_file
 
 
@@ -105,7 +111,7 @@ def read_listed(folder: Path, classes: dict[str, str], problems: list[str]) -> l
     """Return the lines of an earlier class_metadata.jsonl, the names of its classes first."""
     path = folder / PRIOR_FILENAME
     try:
-        records = read_records(path) or [{"id": {}}]
+        records = read_records(path, PHOTO_TEXTS) or [{"id": {}}]
     except MetadataError as error:
         problems += error.problems
         return []

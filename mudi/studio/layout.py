@@ -26,6 +26,7 @@ from mudi.studio.args import Drawing, StudioArgs
 from mudi.studio.folder import PhotoFolder, stamp_of, version_of
 from mudi.studio.pictures import png
 from mudi.studio.server import Answers, Asked, Refusal, Reply
+from mudi.texts import folded
 
 FOLDER = "layouts"  # in the photos' folder
 NAME = re.compile(r"[\w][\w .-]{0,59}")  # of a layout's file, without its suffix
@@ -292,7 +293,7 @@ def _ids_in(path: Path, subjects: Subjects) -> list[str]:
 
 def _photo(subjects: Subjects, subject: str, name: str) -> Photo:
     for photo in subjects.photos_of(subject):
-        if _name_of(photo, subjects) == name:
+        if folded(_name_of(photo, subjects)) == folded(name):
             return photo
     raise Refusal(HTTPStatus.NOT_FOUND, "no such photo of that subject")
 

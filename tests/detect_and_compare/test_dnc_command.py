@@ -174,13 +174,14 @@ def test_a_jsonl_says_more_about_each_picture(pictures, tmp_path):
     listed = tmp_path / "pictures.jsonl"
     methods = {"good": "ours", "mixed": "base", "missing": "base"}
     objects = [
-        {"image": f"pictures/{name}.jpg", "prompt": f"a {name}", "method": method}
-        for name, method in methods.items()
+        {"image": f"pictures/{name}.jpg", "prompt": f"a {name}", "method": method, "id": number}
+        for number, (name, method) in enumerate(methods.items())
     ]
     listed.write_text("\n".join(map(json.dumps, objects)))
     lines = run(tmp_path / "out", "--group_by", "method", "--report_limit", "2", images=listed)
     assert list(lines) == [f"pictures/{name}.jpg" for name in methods]
     assert lines["pictures/good.jpg"]["prompt"] == "a good"
+    assert [line["id"] for line in lines.values()] == [0, 1, 2]  # any other keys, of any kind
     rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
     assert [(row["method"], row["pictures"]) for row in rows] == [("ours", "1"), ("base", "2")]
     html = (tmp_path / "out" / "report.html").read_text()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mudi.metadata import MetadataError, Photo, load_subjects, read_records
+from mudi.metadata import PHOTO_TEXTS, MetadataError, Photo, load_subjects, read_records
 from mudi.texts import folded
 
 
@@ -540,7 +540,7 @@ def test_lines_that_are_read_to_be_written_again_are_checked(tmp_path, line):
     path = tmp_path / "class_metadata.jsonl"
     path.write_text('{"id": {"a": "robot"}}\n' + line + "\n")
     with pytest.raises(MetadataError, match=rf"^{path}:2: "):
-        read_records(path)
+        read_records(path, PHOTO_TEXTS)
 
 
 def test_photos_may_lie_in_sub_folders(folder):
