@@ -361,7 +361,7 @@ def test_sources_mean_nothing_where_there_are_no_shares(folder):
 
 def test_a_pool_and_shares_are_told_to_exclude_each_other(shared):
     args = TrainingArgs(instance_data_dir=str(shared.folder), segmix_pool=4)
-    [complaint] = checks._source_complaints(args, shared)
+    [complaint] = checks.mixing_complaints(args, shared, SDXL_STYLE)
     assert "--segmix_pool" in complaint
 
 
