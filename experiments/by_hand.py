@@ -21,7 +21,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from experiments.results import grouped, lead, mean_of, told
+from experiments.results import grouped, lead, mean_of, shot_of, told, training_of
 from experiments.rows import GOOD, Row, read_rows
 from experiments.stats import agreement, cohens_kappa
 from mudi.ground.errors import program, refuse
@@ -111,10 +111,9 @@ def choose(rows: list[Row], args: HandArgs) -> list[str]:
     rng, shown = random.Random(args.seed), sorted({row.image for row in rows})
     if not args.variants:
         return rng.sample(shown, min(args.count, len(shown)))
-    shots: dict[tuple[str, int, str, str], dict[str, str]] = {}
+    shots: dict[tuple[str, int, str], dict[str, str]] = {}
     for row in rows:
-        shot = (row.data_set, row.training, row.prompt, Path(row.image).name)
-        shots.setdefault(shot, {})[row.variant] = row.image
+        shots.setdefault((*training_of(row), shot_of(row)), {})[row.variant] = row.image
     whole = sorted(shot for shot, made in shots.items() if len(made) == len(set(args.variants)))
     drawn = rng.sample(whole, min(args.count // len(set(args.variants)), len(whole)))
     chosen = sorted({image for shot in drawn for image in shots[shot].values()})

@@ -9,7 +9,17 @@ from typing import Any
 from detect_and_compare.results import Line
 from experiments.backgrounds import BackgroundJudge, asked_colour
 from experiments.plan import DataSet
-from experiments.results import FORMS, MEASURES, TITLES, Groups, cell, grouped, lead, mean_of
+from experiments.results import (
+    FORMS,
+    MEASURES,
+    TITLES,
+    Groups,
+    cell,
+    ends_of,
+    grouped,
+    lead,
+    mean_of,
+)
 from experiments.rows import BLEED, DIGITS, GOOD, RESULTS, Row, rows_of, write_rows
 from experiments.stats import Interval
 from mudi.ground.files import write_table, write_text
@@ -180,7 +190,7 @@ def _means(groups: Mapping[str, Groups]) -> dict[str, Interval]:
 
 
 def flat(summary: ArmSummary) -> dict[str, Any]:
-    """Return a summary as columns: an interval `x` becomes x, x_low and x_high."""
+    """Return a summary as columns, see `ends_of`."""
     columns: dict[str, Any] = {
         "kind": summary.kind,
         "arm": summary.arm,
@@ -188,11 +198,8 @@ def flat(summary: ArmSummary) -> dict[str, Any]:
     }
     for title, intervals in (("", summary.found), ("loop_ahead_", summary.behind)):
         for name in (*BOTH, *ALONE):
-            ends = intervals.get(name, (None,) * 3)
-            told_ends = [None if end is None else round(end, DIGITS) for end in ends]
-            keys = (f"{title}{name}", f"{title}{name}_low", f"{title}{name}_high")
-            columns |= dict(zip(keys, told_ends, strict=True))
-    return columns
+            columns |= ends_of(title + name, intervals.get(name))
+    return {k: round(v, DIGITS) if isinstance(v, float) else v for k, v in columns.items()}
 
 
 def markdown(

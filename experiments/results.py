@@ -211,17 +211,21 @@ def _summary(
 
 
 def grouped(rows: Iterable[Row], measure: Measure) -> Groups:
-    """Return a measure's values by data set, training and picture, where it has a say.
-
-    Pictures are known by prompt and file name, which those of other variants have too.
-    """
+    """Return a measure's values by data set, training and shot, where it has a say."""
     groups: Groups = {}
     for row in rows:
         value = measure(row)
         if value is not None:
-            picture = f"{row.prompt} {Path(row.image).name}"
-            groups.setdefault(row.data_set, {}).setdefault(row.training, {})[picture] = value
+            groups.setdefault(row.data_set, {}).setdefault(row.training, {})[shot_of(row)] = value
     return groups
+
+
+def shot_of(row: Row) -> str:
+    """Return what a picture is known by among those of its training, and of all variants.
+
+    Prompt and file name: the seed of a kept candidate is its own.
+    """
+    return f"{row.prompt} {Path(row.image).name}"
 
 
 def mean_of(groups: Groups) -> Interval:
@@ -272,10 +276,14 @@ def flat(summary: Summary) -> dict[str, Any]:
     intervals = {name: summary.found.get(name) for name in MEASURES}
     intervals |= {f"behind_{name}": summary.behind.get(name) for name in HEADLINE}
     for key, interval in intervals.items():
-        columns |= dict(
-            zip((key, f"{key}_low", f"{key}_high"), interval or (None,) * 3, strict=True)
-        )
+        columns |= ends_of(key, interval)
     return {k: round(v, DIGITS) if isinstance(v, float) else v for k, v in columns.items()}
+
+
+def ends_of(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Return an interval as columns: x, x_low and x_high."""
+    ends = interval or (None,) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def markdown(summaries: Sequence[Summary]) -> str:

@@ -151,7 +151,7 @@ def _tell_of_checkpoints(args: TrainingArgs, num_steps: int) -> None:
     if args.checkpointing_steps > num_steps:
         logger.info(
             f"--checkpointing_steps {args.checkpointing_steps}: more than the run's {num_steps} "
-            "steps, so no checkpoint is written and a stopped run begins anew; with 500 it goes on"
+            "steps, so no checkpoint is written and a stopped run begins anew; fewer let it go on"
         )
 
 
